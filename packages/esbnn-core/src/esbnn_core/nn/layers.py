@@ -1,0 +1,373 @@
+"""Binary convolution and linear layers: latent weights, a method, and the sign in front.
+
+In training they evaluate the method's differentiable expression. In evaluation, when no gradient is wanted, they evaluate their
+canonical form (see `canonical`), the line that packed inference evaluates too. With gradients enabled, evaluation mode uses the
+training expression; the two agree up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from esbnn_core import methods
+from esbnn_core.errors import UserError
+from esbnn_core.methods import Code, Method, Threshold
+from esbnn_core.nn.canonical import Canonical, Evaluator
+
+if TYPE_CHECKING:
+    from esbnn_core.training import Progress
+
+__all__ = ["Binarizer", "BinaryConv2d", "BinaryLayer", "BinaryLinear"]
+
+
+def register_state(module: nn.Module, tensors: dict[str, Tensor]) -> tuple[str, ...]:
+    """Register a method's tensors on a module, trained ones as parameters, others as buffers; returns their names."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, nn.Parameter):
+            module.register_parameter(name, tensor)
+        else:
+            module.register_buffer(name, tensor)
+    return tuple(tensors)
+
+
+def fingerprint(tensors: Iterable[Tensor | None]) -> tuple[Any, ...]:
+    """Something that changes when one of the tensors is replaced, moved or written to in a way that torch counts."""
+    return tuple((id(t), t.data_ptr(), t._version) for t in tensors if t is not None)
+
+
+class CachedForm(nn.Module):
+    """Keeps the canonical form of a module, and drops it whenever what it was made from may have changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cached: tuple[Any, Evaluator] | None = None
+        self.register_load_state_dict_post_hook(_on_load)
+
+    def weights_moved(self) -> None:
+        """Forget everything that was derived from the weights; called after an optimizer's step."""
+        self._cached = None
+
+    def canonical(self) -> Canonical:
+        raise NotImplementedError(f"{type(self).__name__}.canonical")
+
+    def _depends_on(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers()]
+
+    def evaluator(self, x: Tensor) -> Evaluator:
+        """The canonical form ready for tensors like x."""
+        key = (x.dtype, x.device, fingerprint(self._depends_on()))
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, Evaluator(self.canonical(), x.dtype, x.device))
+        return self._cached[1]
+
+    def train(self, mode: bool = True) -> CachedForm:
+        self._cached = None
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CachedForm:
+        self._cached = None
+        super()._apply(fn, recurse)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_cached": None}
+
+
+def _on_load(module: nn.Module, keys: Any) -> None:
+    if isinstance(module, CachedForm):
+        module.weights_moved()
+
+
+class Binarizer(nn.Module):
+    """The sign in front of a binary layer: x [N, C, ...] -> two values, by the method's rule.
+
+    shift: learn a shift b of every channel, sign(x + b) (RSign); by default where the method has it.
+    """
+
+    def __init__(self, method: Method, channels: int, shift: bool | None = None) -> None:
+        super().__init__()
+        self.method = method
+        self.channels = channels
+        self._names = register_state(self, method.activation_state(channels))
+        self.bias = nn.Parameter(torch.zeros(channels)) if (method.shifted if shift is None else shift) else None
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self._names}
+
+    def forward(self, x: Tensor, scalars: dict[str, float]) -> Tensor:
+        if self.bias is not None:
+            x = x + self.bias.view(-1, *([1] * (x.dim() - 2)))
+        return self.method.activation(x, self.state, scalars, self.training)
+
+    def threshold(self, x: Tensor) -> Threshold:
+        """Where the bit switches, for x as it comes in (the learned shift included)."""
+        found = self.method.threshold(x, self.state)
+        if self.bias is None:
+            return found
+        if found.kind != "const" or found.flip is not None or found.value.any():
+            raise UserError(f"method {self.method.name!r} has a threshold of its own; it cannot be combined with a learned shift")
+        # x + b >= 0 is x >= -b, exactly.
+        return Threshold(-self.bias.detach().unsqueeze(0))
+
+    def extra_repr(self) -> str:
+        return f"{self.method.name}, {self.channels}" + (", shift" if self.bias is not None else "")
+
+
+class BinaryLayer(CachedForm):
+    """What convolution and linear layer share. `weight` is latent (real); `state` are the method's own tensors beside it."""
+
+    weight: nn.Parameter
+    alpha: nn.Parameter | None
+    bias: nn.Parameter | None
+    sign: Binarizer | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        bias: bool,
+        method: str | Method,
+        pad: Literal["skip", "lo", "hi"] | None,
+        shift: bool | None,
+        real_input: bool,
+    ) -> None:
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise UserError(f"groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}")
+        self.method = methods.get(method)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding, self.dilation, self.groups = kernel_size, stride, padding, dilation, groups
+        self.pad = pad or self.method.pad
+        self.weight_mode: Literal["binary", "real"] = "binary"
+        weight = torch.empty(out_channels, in_channels // groups, *kernel_size)
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        self._names = register_state(self, self.method.weight_state(weight))
+        if "alpha" not in self._names:
+            self.alpha = None
+        self.weight = nn.Parameter(self._stored(weight))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.sign = None if real_input else Binarizer(self.method, in_channels, shift)
+        self._scalars: dict[str, float] | None = None
+        self._projected = False
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        return weight
+
+    @property
+    def kernel(self) -> Tensor:
+        """The latent weight as [O, I/g, kh, kw]."""
+        return self.weight
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The method's tensors of this layer, by name."""
+        return {name: getattr(self, name) for name in self._names}
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The schedule's values at the last `begin_step` (before the first: at progress 0)."""
+        return self._scalars if self._scalars is not None else self.method.schedule(0.0)
+
+    # -- training hooks ------------------------------------------------------------------------------------------------------
+    def begin_step(self, progress: Progress) -> None:
+        """See `esbnn_core.training.begin_step`."""
+        self._scalars = self.method.schedule(progress.p)
+        if self.method.projects and not self._projected and self.weight_mode == "binary":
+            self.method.project(self.kernel.data, self.state, self._scalars, progress)
+            self._cached = None
+        self._projected = True
+
+    def weights_moved(self) -> None:
+        super().weights_moved()
+        self._projected = False
+
+    def refresh(self) -> None:
+        """Recompute stored codes after the weight was set by hand."""
+        with torch.no_grad():
+            self.method.refresh(self.kernel, self.state)
+        self.weights_moved()
+
+    def _check_begun(self) -> None:
+        if self.method.projects and not self._projected:
+            raise RuntimeError(
+                f"method {self.method.name!r} changes latent weights before each optimizer step: call esbnn_core.begin_step(model, progress) "
+                f"before the step's first forward, and esbnn_core.training.watch(optimizer, model) once"
+            )
+        if self.method.scheduled and self._scalars is None:
+            warnings.warn(
+                f"method {self.method.name!r} has a schedule, but esbnn_core.begin_step was never called: it stays at its beginning",
+                stacklevel=4,
+            )
+            self._scalars = self.method.schedule(0.0)
+
+    # -- the weight ----------------------------------------------------------------------------------------------------------
+    def binary_weight(self) -> Tensor:
+        """The tensor that enters the convolution as weight, differentiable, [O, I/g, kh, kw]."""
+        if self.weight_mode == "real":
+            return self.kernel
+        wb = self.method.weight(self.kernel, self.state, self.scalars, self.groups, self.training)
+        if self.training:
+            with torch.no_grad():
+                self.method.observe(wb, self.state)
+        return wb
+
+    @torch.no_grad()
+    def code(self) -> Code:
+        """The weight in one bit, by the same float rule as the training expression."""
+        return self.method.code(self.kernel, self.state, self._projected, self.groups)
+
+    @torch.no_grad()
+    def canonical(self) -> Canonical:
+        """This layer's canonical form. Raises `UserError` where it has none (real weights or input, more than one bit)."""
+        if self.weight_mode == "real":
+            raise UserError(f"{self._where()} still has real weights (a first training step); it has no one-bit form")
+        if self.sign is None:
+            raise UserError(f"{self._where()} reads real input; it has no one-bit form")
+        code = self.code()
+        probe = torch.zeros(1, self.in_channels, 1, 1, dtype=self.weight.dtype, device=self.weight.device)
+        threshold = self.sign.threshold(probe)
+        lo, hi = self.method.values(self.sign.state)
+        made_from_sample = threshold.kind in ("sample_mean", "computed")
+        return Canonical(
+            bits=code.bits,
+            half=code.half.double(),
+            mid=code.mid.double(),
+            lo=lo,
+            hi=hi,
+            kind=threshold.kind,
+            threshold=None if made_from_sample else threshold.value,
+            flip=threshold.flip,
+            resolve=self.sign.threshold,
+            pad=self.pad,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            post=None if self.alpha is None else self.alpha.double(),
+            bias=None if self.bias is None else self.bias.double(),
+            meta={"method": self.method.name, "capacity": self.capacity},
+        )
+
+    def _where(self) -> str:
+        return f"binary layer {self.in_channels} -> {self.out_channels} ({self.method.name})"
+
+    @property
+    def capacity(self) -> int:
+        """Representation capacity: number of values an output can take, in_channels/groups * kh * kw + 1 (section 3.1)."""
+        return self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1] + 1
+
+    def has_form(self) -> bool:
+        """Whether the layer can be evaluated in its canonical form at all."""
+        return self.weight_mode == "binary" and self.sign is not None and getattr(self.method, "a_bits", 1) == 1
+
+    def uses_form(self, x: Tensor) -> bool:
+        """Whether this call evaluates the canonical form: evaluation mode, and no gradient wanted."""
+        if self.training or not self.has_form():
+            return False
+        return not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, method={self.method.name}"
+        return text + (f", groups={self.groups}" if self.groups > 1 else "") + (f", pad={self.pad}" if any(self.padding) else "")
+
+
+class BinaryConv2d(BinaryLayer):
+    """A 2-d convolution with one-bit weights and activations: x [N, I, H, W] -> [N, O, H', W'].
+
+    method: name or `Method`. pad: what padding contributes, `skip` (nothing: fewer taps), `lo` or `hi` (a bit); None takes the
+    method's. shift: a learned shift in front of the sign. real_input: leave the input as it is (a first layer).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        method: str | Method = "irnet",
+        pad: Literal["skip", "lo", "hi"] | None = None,
+        shift: bool | None = None,
+        real_input: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, _pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), groups, bias, method, pad, shift,
+            real_input,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.uses_form(x):
+            return self.evaluator(x)(x)
+        if self.training:
+            self._check_begun()
+        if self.sign is not None:
+            x = self.sign(x, self.scalars)
+        y = self._convolve(x, self.binary_weight())
+        if self.alpha is not None:
+            y = y * self.alpha.view(-1, 1, 1)
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        padding = self.padding
+        if self.pad != "skip" and any(padding) and self.sign is not None:
+            value = self.method.values(self.sign.state)[self.pad == "hi"]
+            if value != 0:
+                x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]), value=value)
+                padding = (0, 0)
+        return F.conv2d(x, weight, None, self.stride, padding, self.dilation, self.groups)
+
+
+class BinaryLinear(BinaryLayer):
+    """A linear layer with one-bit weights and activations: x [N, ..., I] -> [N, ..., O]; the latent weight is [O, I]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        method: str | Method = "irnet",
+        shift: bool | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, (1, 1), (1, 1), (0, 0), (1, 1), 1, bias, method, None, shift, False)
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+    @property
+    def kernel(self) -> Tensor:
+        return self.weight[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels to the second place, as in a convolution, so that statistics of a sample and per-channel shifts mean the same.
+        maps = x.movedim(-1, 1).flatten(2).unsqueeze(3) if x.dim() > 2 else x[:, :, None, None]
+        if self.uses_form(x):
+            y = self.evaluator(x)(maps)
+        else:
+            if self.training:
+                self._check_begun()
+            if self.sign is not None:
+                maps = self.sign(maps, self.scalars)
+            y = F.linear(maps.squeeze(3).movedim(1, -1), self.binary_weight().flatten(1))
+            if self.alpha is not None:
+                y = y * self.alpha
+            y = y if self.bias is None else y + self.bias
+            return y.reshape(*x.shape[:-1], self.out_channels)
+        return y.flatten(2).movedim(1, -1).reshape(*x.shape[:-1], self.out_channels)
