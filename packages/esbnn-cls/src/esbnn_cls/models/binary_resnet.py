@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from timm.models import feature_take_indices
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from esbnn_cls.models.skeletons import Skeleton
