@@ -143,8 +143,13 @@ def _leaves(kind: type[Any] = Recipe, prefix: tuple[str, ...] = ()) -> list[tupl
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"unknown key {key!r}; the nearest known key is {near[0]!r}"
+    """The text for a key that does not exist; nearness is judged by the whole key and by its last part."""
+
+    def nearness(other: str) -> float:
+        pairs = ((key, other), (key.rpartition(".")[2], other.rpartition(".")[2]))
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return f"unknown key {key!r}; the nearest known key is {max(known, key=nearness)!r}"
 
 
 def _convert(kind: Any, value: Any, key: str, where: str) -> Any:

@@ -71,10 +71,8 @@ def import_checkpoint(file: str | Path, source: str, arch: str, out: str | Path,
 
     file: .pth or .safetensors. source: one of `SOURCES`. arch: `resnet20_cifar` or a full model name. out: folder to write.
     """
-    import timm
-
-    import esbnn_cls  # noqa: F401  (registers the models)
-    from esbnn_cls.checkpoints import save_checkpoint
+    from esbnn_cls.data.preprocess import Preprocess
+    from esbnn_cls.modelfolder import create, make_config, save_classifier
 
     if source not in SOURCES:
         raise UserError(f"unknown source {source!r}; known: {', '.join(SOURCES)}")
@@ -83,10 +81,11 @@ def import_checkpoint(file: str | Path, source: str, arch: str, out: str | Path,
     classes = next((t.shape[0] for k, t in tensors.items() if k in ("linear.weight", "fc.weight")), None)
     if classes is not None:
         model_args.setdefault("num_classes", int(classes))
-    model = timm.create_model(name, **model_args)
+    model = create(name, model_args)
     try:
         report = load_official(model, tensors, source)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    save_checkpoint(out, model, name, model_args, {"imported_from": source, "file": Path(file).name})
+    config = make_config(name, model_args, Preprocess.of_model(model), imported={"from": source, "file": Path(file).name})
+    save_classifier(out, model, config)
     return report

@@ -15,34 +15,39 @@ __all__ = ["ReplicatedBatchNorm2d"]
 
 
 class _ReplicatedNorm(torch.autograd.Function):
-    """Training mode: x [N, c, ...], gamma, beta [R, c] -> y [N, R, c, ...]. Saves x once, on c channels."""
+    """Training mode: x [N, c, ...], gamma, beta [R, c] -> y [N, R, c, ...], the batch's mean and unbiased variance [c].
+
+    Saves the normalised x, c channels, and nothing else of that size.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        ctx.save_for_backward(x, gamma, mean, rstd)
-        scale = gamma * rstd
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = gamma.new_zeros(x.shape[1]), gamma.new_zeros(x.shape[1])
+        normal, _, rstd = torch.native_batch_norm(x, None, None, mean, var, True, 1.0, eps)  # momentum 1: the batch's own statistics
+        ctx.save_for_backward(normal, gamma, rstd)
+        ctx.mark_non_differentiable(mean, var)
         maps = (1, *gamma.shape, *([1] * (x.dim() - 2)))
-        return torch.addcmul((beta - mean * scale).view(maps), x.unsqueeze(1), scale.view(maps))
+        return torch.addcmul(beta.view(maps), normal.unsqueeze(1), gamma.view(maps)), mean, var
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, gamma, mean, rstd = ctx.saved_tensors
-        one = (1, -1, *([1] * (x.dim() - 2)))
-        dims = (0, *range(2, x.dim()))
-        m = x.numel() // x.shape[1]
-        normal = (x - mean.view(one)).mul_(rstd.view(one))
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        normal, gamma, rstd = ctx.saved_tensors
+        one = (1, -1, *([1] * (normal.dim() - 2)))
+        dims = (0, *range(2, normal.dim()))
+        m = normal.numel() // normal.shape[1]
         # A loop over copies: each pass reads what it needs, and no temporary has all copies' channels.
         d_gamma, d_beta = torch.empty_like(gamma), torch.empty_like(gamma)
-        g = torch.zeros_like(x)
+        g = grad[:, 0] * gamma[0].view(one)
         for r in range(gamma.shape[0]):
             d_beta[r] = grad[:, r].sum(dims)
             d_gamma[r] = (grad[:, r] * normal).sum(dims)
-            g.addcmul_(grad[:, r], gamma[r].view(one))
+            if r > 0:
+                g.addcmul_(grad[:, r], gamma[r].view(one))
         # Centre first, then project: the other order loses two digits in sums that the norm makes nearly zero.
         g.sub_((g.sum(dims) / m).view(one))
         pull = (g * normal).sum(dims) / m
-        g.sub_(normal.mul_(pull.view(one))).mul_(rstd.view(one))
-        return g, d_gamma, d_beta, None, None
+        g.addcmul_(normal, pull.view(one), value=-1).mul_(rstd.view(one))
+        return g, d_gamma, d_beta, None
 
 
 class ReplicatedBatchNorm2d(nn.Module):
@@ -83,14 +88,13 @@ class ReplicatedBatchNorm2d(nn.Module):
         n = x.numel() // x.shape[1]
         if n == 1:
             raise ValueError(f"batch norm needs more than one value a channel in training, got a tensor of shape {tuple(x.shape)}")
-        with torch.no_grad():
-            var, mean = torch.var_mean(x, (0, *range(2, x.dim())), correction=0)
-            self.running_mean.lerp_(mean.repeat(self.copies), self.momentum)
-            self.running_var.lerp_((var * (n / (n - 1))).repeat(self.copies), self.momentum)
-            rstd = (var + self.eps).rsqrt()
         shape = (self.copies, self.num_channels)
-        y: Tensor = _ReplicatedNorm.apply(x, self.weight.view(shape), self.bias.view(shape), mean, rstd)
-        return y.flatten(1, 2)
+        y, mean, var = _ReplicatedNorm.apply(x, self.weight.view(shape), self.bias.view(shape), self.eps)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.repeat(self.copies), self.momentum)
+            self.running_var.lerp_(var.repeat(self.copies), self.momentum)
+        out: Tensor = y.flatten(1, 2)
+        return out
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Evaluation as one multiply and add a channel: (mul, add), both [copies*c]."""
