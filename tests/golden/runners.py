@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from esbnn_cls.importers import load_official
 from esbnn_cls.models import SKELETONS, make_block
 from esbnn_core import methods
 from esbnn_core.methods.xnor import magnitude_map
 from esbnn_core.nn import Binarizer, BinaryConv2d, BinaryLinear, BinaryUnit, Maxout, RPReLU, ScaleMap, make_activation
 from esbnn_core.training import Progress, begin_step
+
+import torch
 from harness import Case, NotBuilt
 from torch import Tensor, nn
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import esbnn_cls.models  # noqa: F401  (registers the networks)
+from esbnn_cls.importers import load_official
+
 import numpy as np
 import pytest
 import timm
 import torch
-from esbnn_cls.importers import load_official
 from harness import NotBuilt, folder, model_files, synthesise
 from torch import Tensor, nn
 

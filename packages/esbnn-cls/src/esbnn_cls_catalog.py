@@ -34,6 +34,7 @@ class Catalog:
 
 def _create(name: str, **kwargs: Any) -> Any:
     import esbnn_cls  # noqa: F401  (registers the models)
+
     import timm
 
     return timm.create_model(name, **kwargs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -89,9 +90,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    import torch
-
     from esbnn_cls.evaluate import evaluate
+
+    import torch
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -116,6 +117,8 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _answer(figures: dict[str, Any], file: str | None) -> int:
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one answers
+        return 0
     if file is not None:
         write_json(file, figures)
     print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}))

@@ -7,15 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
+from esbnn_cls.data import Batches, Preprocess, open_batches, open_source
+from esbnn_cls.modelfolder import load_classifier
 from esbnn_core.errors import UserError
 from esbnn_core.progress import Bar
 
-from esbnn_cls.data import Batches, Preprocess, open_batches, open_source
-from esbnn_cls.modelfolder import load_classifier
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 __all__ = ["Scores", "evaluate", "score"]
 
@@ -52,7 +51,9 @@ def score(model: nn.Module, batches: Batches, *, batch: int = 256, rank: int = 0
         for x, labels in batches.evaluation(batch, rank, world):
             logits = model(x).float()
             if int(labels.max()) >= logits.shape[1]:
-                raise UserError(f"the data has a label {int(labels.max())}, the model only {logits.shape[1]} classes; it is another dataset's")
+                raise UserError(
+                    f"the data has a label {int(labels.max())}, the model only {logits.shape[1]} classes; it is another dataset's"
+                )
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             sums += torch.tensor([int(ranked[:, 0].sum()), int(ranked.any(1).sum()), float(loss), len(labels)], dtype=torch.float64)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from esbnn_cls.modelfolder import create
+from esbnn_cls.recipe import Loss
+from esbnn_core.errors import UserError
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from esbnn_core.errors import UserError
-
-from esbnn_cls.modelfolder import create
-from esbnn_cls.recipe import Loss
 
 __all__ = ["build_loss", "distribution_loss"]
 

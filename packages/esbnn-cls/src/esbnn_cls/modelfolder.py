@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from torch import nn
-
 import esbnn_cls.models  # noqa: F401  (registers our models with timm)
+from esbnn_cls.data.preprocess import Preprocess
 from esbnn_core.checkpoint import CONFIG, MODEL, load_model, save_model
 from esbnn_core.errors import EsbnnError, UserError
 
-from esbnn_cls.data.preprocess import Preprocess
+import timm
+import torch
+from torch import nn
 
 __all__ = ["create", "load_classifier", "make_config", "save_classifier", "versions"]
 
@@ -35,14 +35,14 @@ def make_config(
         "model_args": dict(model_args),
         "preprocessing": preprocess.to_config(),
         "class_names": list(class_names),
-        "versions": versions(),
+        "versions": dict(versions()),
         **more,
     }
 
 
-def save_classifier(folder: str | os.PathLike[str], model: nn.Module, config: Mapping[str, Any], *, replace: bool = False) -> None:
-    """Write a model folder (model.safetensors, config.json), atomically."""
-    save_model(folder, model.state_dict(), config, replace=replace)
+def save_classifier(folder: str | os.PathLike[str], model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write a model folder (model.safetensors, config.json), atomically. A folder that exists already is a UserError."""
+    save_model(folder, model.state_dict(), config)
 
 
 def load_classifier(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -87,6 +87,7 @@ def fit(model: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None
     model.load_state_dict(dict(state))
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what decides a run's numbers."""
     found = {}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import torch
-from torch import nn
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-
+from esbnn_cls.recipe import Optimizer, Recipe, Rule
 from esbnn_core.errors import UserError
 from esbnn_core.training import binary_layers
 
-from esbnn_cls.recipe import Optimizer, Recipe, Rule
+import torch
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # timm re-exports without saying so
+from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]  # timm re-exports without saying so
+from torch import nn
 
 __all__ = ["LearningRate", "build_optimizer"]
 
@@ -81,14 +80,15 @@ class LearningRate:
             epochs = recipe.epochs - (own.warmup_epochs if own.warmup_prefix else 0)
             if epochs < 1:
                 raise UserError(f"schedule.warmup_epochs={own.warmup_epochs} leaves none of epochs={recipe.epochs}")
-            # timm applies milestone m at time m - 1 (in epochs or steps alike); ours means the beginning of epoch m.
-            late = 1 if own.per == "epoch" else 1 / steps_per_epoch
+            # timm applies milestone m at time m - 1 (in epochs or steps alike); ours means the beginning of epoch m. Half a unit, not a
+            # whole one, so that no rounding of m times the steps of an epoch moves it.
+            late = 0.5 if own.per == "epoch" else 0.5 / steps_per_epoch
             self._timm, _ = create_scheduler_v2(
                 optimizer,
                 sched=own.name,
                 num_epochs=epochs,
                 decay_epochs=own.decay_epochs,
-                decay_milestones=[m + late for m in own.milestones],
+                decay_milestones=[m + late for m in own.milestones],  # type: ignore[misc]  # fractions are fine
                 decay_rate=own.decay_rate,
                 min_lr=own.min_lr,
                 warmup_lr=own.warmup_lr,

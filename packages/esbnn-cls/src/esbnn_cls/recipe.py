@@ -117,7 +117,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Ema:
-    """Exponential moving average of the weights (timm's ModelEmaV3); decay None: none is kept. Evaluated and saved instead of the weights."""
+    """Exponential moving average of the weights (timm's ModelEmaV3), evaluated and saved in their place; decay None: none is kept."""
 
     decay: float | None = None
     warmup: bool = False

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from esbnn_cls.recipe import Recipe, to_dict
 from esbnn_core.errors import UserError
 
-from esbnn_cls.recipe import Recipe, to_dict
+import yaml
 
 __all__ = ["dump_recipe", "load_recipe", "read_layers", "shipped", "with_settings"]
 
@@ -102,10 +101,10 @@ def _find(config: str, beside: Path | None) -> Path:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; everything else, lists too, is replaced."""
+    """Mappings with names as keys are merged key by key; everything else is replaced (lists, and tables from epochs to rates)."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and all(isinstance(name, str) for name in value)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
 
@@ -123,23 +122,26 @@ def _split(text: str) -> tuple[str, Any]:
 def _locate(key: str) -> tuple[str, ...]:
     """The full path of a key; the last part alone is enough where only one section has it (`lr`)."""
     parts = tuple(key.split("."))
-    leaves = _leaves()
+    leaves = dict(_leaves())
     if len(parts) == 1 and parts not in leaves:
         ends = [leaf for leaf in leaves if leaf[-1] == key]
         if len(ends) == 1:
             return ends[0]
         if ends:
             raise UserError(f"--set {key}: which one? {', '.join('.'.join(end) for end in ends)}")
-    if not any(parts[: len(leaf)] == leaf for leaf in leaves):
+    inside = any(parts[: len(leaf)] == leaf and get_origin(hint) is dict for leaf, hint in leaves.items())
+    if parts not in leaves and not inside:
         raise UserError(f"--set {key}: {_unknown(key, ['.'.join(leaf) for leaf in leaves])}")
     return parts
 
 
-def _leaves(kind: type[Any] = Recipe, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
+def _leaves(kind: Any = Recipe, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Full path and declared type of every key."""
     for name, hint in get_type_hints(kind).items():
-        found += _leaves(hint, (*prefix, name)) if dataclasses.is_dataclass(hint) else [(*prefix, name)]
-    return found
+        if dataclasses.is_dataclass(hint):
+            yield from _leaves(hint, (*prefix, name))
+        else:
+            yield (*prefix, name), hint
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from esbnn_core import rng
 from esbnn_core.checkpoint import encode_json, encode_tensors, load_json, load_model, load_tensors, model_files
 from esbnn_core.errors import UserError
 from esbnn_core.files import point, remove_folder, sweep, write_folder
+
+import torch
+from torch import Tensor, nn
 
 __all__ = ["RunFolder", "TrainingState", "optimizer_tensors", "restore_optimizer"]
 
@@ -65,9 +65,10 @@ class RunFolder:
 
     def clean(self, state: TrainingState) -> None:
         """Bring the folder to a state read from it: remove left-overs, repair the links that a killed process did not come to set."""
-        sweep(self.folder)
+        sweep(self.folder, ("recipe.yaml", "metrics.csv", "last", "best"))
         sweep(self.checkpoints)
-        self._links_and_prune(state)
+        if state.step:
+            self._links_and_prune(state)
 
     def save_best(self, step: int, model: dict[str, Tensor], config: dict[str, Any]) -> None:
         """Write the best model so far. The link `best` moves with the next `save`: before it, a resumed run would not know of it."""
@@ -75,9 +76,7 @@ class RunFolder:
         if not target.exists():  # there already: written before the process was killed, and whole
             write_folder(target, model_files(model, config))
 
-    def save(
-        self, state: TrainingState, model: dict[str, Tensor], config: dict[str, Any], tensors: dict[str, Tensor]
-    ) -> Path:
+    def save(self, state: TrainingState, model: dict[str, Tensor], config: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
         """Write the checkpoint of `state.step`, then move the links, then remove older ones."""
         target = self.checkpoints / f"step-{state.step}"
         if not target.exists():

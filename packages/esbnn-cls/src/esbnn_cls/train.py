@@ -10,24 +10,10 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
-import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
-from timm.data import Mixup
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-
-from esbnn_core import rng
-from esbnn_core.checkpoint import load_model
-from esbnn_core.errors import RunError, UserError
-from esbnn_core.files import write_file
-from esbnn_core.progress import Bar, say
-from esbnn_core.training import Progress, begin_step, binary_layers, ema_refresh, flip_rate, watch
 
 from esbnn_cls.data import Geometry, Preprocess, Source, open_batches, open_source
 from esbnn_cls.evaluate import Scores, score
@@ -38,6 +24,21 @@ from esbnn_cls.optimizing import LearningRate, build_optimizer
 from esbnn_cls.recipe import Recipe, to_dict
 from esbnn_cls.recipe_file import dump_recipe
 from esbnn_cls.state import RunFolder, TrainingState, optimizer_tensors, restore_optimizer
+from esbnn_core import rng
+from esbnn_core.checkpoint import load_model
+from esbnn_core.errors import RunError, UserError
+from esbnn_core.files import write_file
+from esbnn_core.progress import Bar, say
+from esbnn_core.training import Progress, begin_step, binary_layers, ema_refresh, flip_rate, watch
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from timm.data import Mixup  # type: ignore[attr-defined]  # timm re-exports without saying so
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # timm re-exports without saying so
+from torch import Tensor, nn
 
 __all__ = ["train"]
 
@@ -60,6 +61,8 @@ class _Run:
         self.folder = RunFolder(out)
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
         precision = {"fp32": "no"}.get(recipe.precision, recipe.precision)
+        # Its state is global and refuses another precision; a process may train more than once. The process group stays.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[ddp])
         self.device, self.rank, self.world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
@@ -79,7 +82,11 @@ class _Run:
         self.state.recipe, self.state.versions = to_dict(recipe), versions()
         self.state.world, self.state.threads = self.world, torch.get_num_threads()
         if self.world > 1:
-            self.wrapped = self.accelerator.prepare_model(self.model)
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", message=".*broadcast_buffers", category=FutureWarning
+                )  # its successor is not in torch 2.6
+                self.wrapped = self.accelerator.prepare_model(self.model)
 
     # -- set-up --------------------------------------------------------------------------------------------------------------
     def _find_checkpoint(self, resume: bool) -> Path | None:
@@ -137,9 +144,11 @@ class _Run:
         self.test_batches = open_batches(testing, self.preprocess, storage=data.storage, **common)
         self.steps_per_epoch = len(self.train_batches) // recipe.batch_size
         if self.steps_per_epoch == 0:
-            raise UserError(f"batch_size={recipe.batch_size} is more than the {len(self.train_batches)} training images of {training.where}")
+            raise UserError(
+                f"batch_size={recipe.batch_size} is more than the {len(self.train_batches)} training images of {training.where}"
+            )
         self.steps = self.steps_per_epoch * recipe.epochs
-        self.wrapped: nn.Module = self.model.to(self.device)
+        self.wrapped = self.model.to(self.device)
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.lr = LearningRate(self.optimizer, recipe, self.steps_per_epoch)
         watch(self.optimizer, self.model)
@@ -175,8 +184,7 @@ class _Run:
     # -- the loop ------------------------------------------------------------------------------------------------------------
     def train(self) -> dict[str, Any]:
         if self.main:
-            if self.state.step:
-                self.folder.clean(self.state)
+            self.folder.clean(self.state)
             write_file(self.out / "recipe.yaml", dump_recipe(self.recipe).encode())
             write_csv(self.out / "metrics.csv", self.state.history)
         board = Board(self.out / "tensorboard", self.main and self.recipe.output.tensorboard, self.state.step)
@@ -235,8 +243,9 @@ class _Run:
             sums = self._over_ranks(sums)
         if not math.isfinite(float(sums[0])):
             raise RunError(
-                f"{self.out}: the loss is {float(sums[0] / sums[2])} at step {state.step} (epoch {state.step // self.steps_per_epoch + 1}); "
-                "the last checkpoint is whole; try a lower optimizer.lr, a warm-up or clip_grad"
+                f"{self.out}: the loss is {float(sums[0] / sums[2])} at step {state.step} "
+                f"(epoch {state.step // self.steps_per_epoch + 1}); "
+                "what was saved before is whole; try a lower optimizer.lr, a warm-up or clip_grad"
             )
         self._update()
         state.step += 1
@@ -295,7 +304,7 @@ class _Run:
         """The model that is evaluated and saved: the average of the weights where one is kept."""
         if self.ema is None:
             return self.model
-        ema_refresh(self.ema.module)
+        ema_refresh(self.ema.module, self.model)
         return self.ema.module
 
     def _save(self, best: bool = False) -> None:

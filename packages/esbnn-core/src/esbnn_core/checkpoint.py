@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from esbnn_core.errors import UserError
 from esbnn_core.files import write_folder
+
+import torch
+from torch import Tensor
 
 __all__ = ["CONFIG", "MODEL", "encode_json", "encode_tensors", "load_json", "load_model", "load_tensors", "model_files", "save_model"]
 
@@ -24,16 +24,14 @@ CONFIG = "config.json"
 _TIED = "tied"  # key of the header's metadata: names that share another tensor's memory -> that tensor's name
 
 
-def save_model(
-    folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor], config: Mapping[str, Any], *, replace: bool = False
-) -> None:
+def save_model(folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write a model folder, atomically.
 
     state_dict: name -> tensor of any device and layout; tensors that share their whole memory (tied weights) are stored once.
     config: JSON values: what is needed to build the model again and to prepare its input.
-    Raises UserError where the folder exists (unless `replace`) or cannot be written, RunError (path, bytes) where the disk is full.
+    Raises UserError where the folder exists already or cannot be written, RunError (path, bytes) where the disk is full.
     """
-    write_folder(folder, model_files(state_dict, config), replace=replace)
+    write_folder(folder, model_files(state_dict, config))
 
 
 def load_model(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -196,6 +196,8 @@ class ESPlan:
             )
         for layer in layers:
             if layer.like is not None:
+                if layer.like not in chosen:
+                    raise ESError(f"layer {layer.name!r} takes its setting from {layer.like!r}, which is no binary layer before it")
                 chosen[layer.name] = chosen[layer.like]
             elif layer.real:
                 chosen[layer.name] = PLAIN

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from esbnn_core.errors import EsbnnError, RunError, UserError
@@ -40,32 +40,30 @@ def write_file(path: str | os.PathLike[str], data: bytes) -> None:
         raise _explain(error, target, len(data)) from error
 
 
-def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes], *, replace: bool = False) -> None:
+def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
     """Write a folder of files (names relative to it, `/` for sub-folders) atomically.
 
-    An existing folder is an error unless `replace`; then it is moved aside only when the new one is whole on the disk.
-    Raises UserError where the path cannot be written, RunError (path, bytes needed) where the disk is full.
+    Raises UserError where the folder exists already (a folder cannot be renamed over another one) or cannot be written, RunError
+    (path, bytes needed) where the disk is full.
     """
     target = Path(path)
     size = sum(len(data) for data in files.values())
     part = _temporary(target)
     try:
-        if os.path.lexists(target) and not replace:
+        if os.path.lexists(target):
             raise UserError(f"{target}: exists already; give another folder, or remove it first")
         target.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(target.parent).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        shutil.rmtree(part, ignore_errors=True)  # of a killed process that had our number
         part.mkdir()
         for name, data in files.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             _write(part / name, data)
         for inner in {(part / name).parent for name in files} | {part}:
             _fsync_folder(inner)
-        old = _set_aside(target) if replace else None
         os.rename(part, target)
         _fsync_folder(target.parent)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise _explain(error, target, size) from error
@@ -89,17 +87,21 @@ def point(link: str | os.PathLike[str], target: str) -> None:
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:
-    """Remove a folder so that nobody ever sees half of it: rename first, then delete."""
-    old = _set_aside(Path(path))
-    if old is not None:
+    """Remove a folder so that nobody ever sees half of it: rename first, then delete. One that is not there is no error."""
+    folder = Path(path)
+    old = folder.with_name(f".del-{folder.name}-{os.getpid()}")
+    if folder.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(folder: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left in a folder. Only for folders with one writer, such as a run's own."""
+def sweep(folder: str | os.PathLike[str], names: Iterable[str] | None = None) -> None:
+    """Remove what killed processes left in a folder with one writer; names: only left-overs of these entries (a folder of the user's)."""
     base = Path(folder)
+    begins = _LEFT_OVERS if names is None else tuple(f"{mark}{name}-" for mark in _LEFT_OVERS for name in names)
     for entry in base.iterdir() if base.is_dir() else ():
-        if entry.name.startswith(_LEFT_OVERS):
+        if entry.name.startswith(begins):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
@@ -108,18 +110,6 @@ def sweep(folder: str | os.PathLike[str]) -> None:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".tmp-{target.name}-{os.getpid()}")
-
-
-def _set_aside(path: Path) -> Path | None:
-    """Rename a folder (or a link) out of the way; None where there is nothing."""
-    if not os.path.lexists(path):
-        return None
-    if path.is_symlink():
-        path.unlink()
-        return None
-    old = path.with_name(f".del-{path.name}-{os.getpid()}")
-    os.rename(path, old)
-    return old
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -96,8 +96,9 @@ class _NormalisedTentSign(torch.autograd.Function):
         # Two plain passes: torch.var_mean over several dimensions takes several times as long on a CPU.
         mean = x.mean(tuple(range(1, x.dim())), keepdim=True)
         centred = x - mean
-        var = torch.linalg.vector_norm(centred.flatten(1), dim=1).square_().div_(x[0].numel() - 1).view_as(mean)
-        ctx.save_for_backward(x, mean, (var + eps).rsqrt())
+        var = torch.linalg.vector_norm(centred.flatten(1), dim=1).square_().div_(x.shape[1:].numel() - 1).view_as(mean)
+        # A sample of equal values has no deviation to divide by; it passes no gradient instead of an undefined one.
+        ctx.save_for_backward(x, mean, (var + eps).rsqrt_().nan_to_num_(nan=0.0, posinf=0.0))
         ctx.rule = (peak, slope, centre)
         return sign(centred) if centre else sign(x)
 
@@ -106,7 +107,7 @@ class _NormalisedTentSign(torch.autograd.Function):
         x, mean, rstd = ctx.saved_tensors
         peak, slope, centre = ctx.rule
         dims = tuple(range(1, x.dim()))
-        n = x[0].numel()
+        n = x.shape[1:].numel()
         z = (x - mean).mul_(rstd) if centre else x * rstd
         g = z.abs().mul_(-slope).add_(peak).clamp_(min=0).mul_(grad)
         pull = (g * z).sum(dims, keepdim=True) / (n - 1)
@@ -162,4 +163,5 @@ def adapt_blocks(x: Tensor, channels: int) -> Tensor:
         return x
     if channels % have == 0:
         return replicate(x, channels // have)
-    return x.unflatten(1, (have // channels, channels)).mean(1)
+    averaged: Tensor = x.unflatten(1, (have // channels, channels)).mean(1)
+    return averaged

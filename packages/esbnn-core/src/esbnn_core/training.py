@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from esbnn_core.nn.layers import BinaryLayer
+from esbnn_core.nn.unit import BinaryUnit
+
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-
-from esbnn_core.nn.layers import BinaryLayer
-from esbnn_core.nn.unit import BinaryUnit
 
 __all__ = ["Progress", "begin_step", "binary_layers", "ema_refresh", "flip_rate", "watch"]
 
@@ -87,13 +87,19 @@ def watch(optimizer: torch.optim.Optimizer, model: nn.Module) -> RemovableHandle
 
 
 @torch.no_grad()
-def ema_refresh(model: nn.Module) -> None:
-    """After an average of weights: recompute stored codes (SiMaN's B) from the averaged weights, drop cached forms."""
-    for module in model.modules():
-        if isinstance(module, BinaryLayer):
-            module.method.refresh(module.weight, module.state)
-        if isinstance(module, BinaryLayer | BinaryUnit):
-            module.weights_moved()
+def ema_refresh(average: nn.Module, source: nn.Module) -> None:
+    """Mend what averaging the weights of `source` spoils in `average`, a model of the same structure; call it before using `average`.
+
+    Rotations are taken over (an average of rotations is none), stored codes (SiMaN's B) are made again from the averaged weights,
+    cached forms are dropped.
+    """
+    for mine, theirs in zip(average.modules(), source.modules(), strict=True):
+        if isinstance(mine, BinaryLayer) and isinstance(theirs, BinaryLayer):
+            for name in mine.method.copied:
+                mine.state[name].copy_(theirs.state[name])
+            mine.refresh()
+        elif isinstance(mine, BinaryUnit):
+            mine.weights_moved()
 
 
 @torch.no_grad()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from esbnn_core.rng import generator
+
 import torch
 from torch import Tensor
-
-from esbnn_core.rng import generator
 
 __all__ = ["Geometry", "MemoryBatches", "epoch_order"]
 

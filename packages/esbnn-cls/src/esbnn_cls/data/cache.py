@@ -12,14 +12,13 @@ import os
 import warnings
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from esbnn_cls.data.source import Source
 from esbnn_core.errors import EsbnnError, UserError
-from esbnn_core.files import write_folder
+from esbnn_core.files import remove_folder, write_folder
 from esbnn_core.progress import Bar
 
-from esbnn_cls.data.source import Source
+import numpy as np
+from PIL import Image
 
 __all__ = ["cache_folder", "decoded", "is_small"]
 
@@ -59,7 +58,8 @@ def decoded(source: Source, size: tuple[int, int], channels: int, *, resize: boo
     buffer = io.BytesIO()
     np.save(buffer, array)
     try:
-        write_folder(folder, {"images.npy": buffer.getvalue()}, replace=True)
+        remove_folder(folder)  # there, but not usable
+        write_folder(folder, {"images.npy": buffer.getvalue()})
     except EsbnnError as error:
         _log.warning("decoded images are not cached: %s", error)
         return array
@@ -88,7 +88,7 @@ def _decode(source: Source, shape: tuple[int, ...], resize: bool, shown: bool) -
                 if not resize:
                     raise UserError(
                         f"{source.describe(index)}: the image is {image.height}x{image.width}, the model wants {height}x{width}; "
-                        "choose a model for this size, set data.img_size, or resize the images with data.resize=true"
+                        "choose a model for this size, or resize the images (a recipe's data.resize=true, --resize of eval)"
                     )
                 image = image.resize((width, height), Image.Resampling.BICUBIC)
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))

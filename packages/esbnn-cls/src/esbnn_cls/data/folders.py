@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from esbnn_cls.data.source import Source, decode_bytes, fingerprint
+from esbnn_core.errors import UserError
 
 import numpy as np
 from PIL import Image
-
-from esbnn_core.errors import UserError
-
-from esbnn_cls.data.source import Source, decode_bytes, fingerprint
 
 __all__ = ["CifarSource", "FolderSource", "TarSource"]
 
@@ -111,7 +110,7 @@ def _tar_root(path: Path, split: str) -> Path | None:
 class CifarSource(Source):
     """CIFAR-10 or CIFAR-100 in its original batches, as torchvision keeps them (checked against its checksums before it is unpickled)."""
 
-    _FOLDERS = {"cifar-10-batches-py": ("CIFAR10", "cifar10"), "cifar-100-python": ("CIFAR100", "cifar100")}
+    _FOLDERS: ClassVar = {"cifar-10-batches-py": "CIFAR10", "cifar-100-python": "CIFAR100"}
 
     def __init__(self, path: Path, split: str) -> None:
         import torchvision
@@ -120,11 +119,11 @@ class CifarSource(Source):
         assert folder is not None
         if split not in ("train", *_names("test")):
             raise UserError(f"{path}: no split {split!r}; CIFAR has train and test")
-        kind = getattr(torchvision.datasets, self._FOLDERS[folder.name][0])
+        kind = getattr(torchvision.datasets, self._FOLDERS[folder.name])
         try:
             data: Any = kind(str(folder.parent), train=split == "train", download=False)
         except RuntimeError as error:
-            raise UserError(f"{folder}: not the whole original {self._FOLDERS[folder.name][0]} ({error})") from error
+            raise UserError(f"{folder}: not the whole original {self._FOLDERS[folder.name]} ({error})") from error
         self.where = str(folder)
         self._pixels: np.ndarray = data.data
         self.labels = np.asarray(data.targets, dtype=np.int64)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
+from esbnn_cls.data.cache import cache_folder
+from esbnn_cls.data.source import Source, decode_bytes
 from esbnn_core.errors import UserError
 from esbnn_core.rng import generator
 
-from esbnn_cls.data.cache import cache_folder
-from esbnn_cls.data.source import Source, decode_bytes
+import numpy as np
+import torch
+from PIL import Image
 
 __all__ = ["DigitsSource", "HubSource"]
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
-import torch
-from torch import Tensor
-
-from esbnn_core.errors import UserError
-
 from esbnn_cls.data.batches import Geometry, MemoryBatches
 from esbnn_cls.data.cache import decoded, is_small
 from esbnn_cls.data.preprocess import Preprocess
 from esbnn_cls.data.source import Source
 from esbnn_cls.recipe import Augment
+from esbnn_core.errors import UserError
+
+import torch
+from torch import Tensor
 
 __all__ = ["Batches", "open_batches"]
 

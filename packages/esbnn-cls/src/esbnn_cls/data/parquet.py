@@ -11,12 +11,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
+from esbnn_cls.data.source import Source, decode_bytes, fingerprint
 from esbnn_core.errors import UserError
 
-from esbnn_cls.data.source import Source, decode_bytes, fingerprint
+import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 from esbnn_core.errors import UserError
+
+from torch import nn
 
 __all__ = ["Preprocess"]
 
@@ -28,7 +28,7 @@ class Preprocess:
     @classmethod
     def of_model(cls, model: nn.Module, in_chans: int = 3, **given: Any) -> Preprocess:
         """A timm model's default configuration, with what is given (and not None) in its place."""
-        from timm.data import resolve_model_data_config
+        from timm.data import resolve_model_data_config  # type: ignore[attr-defined]  # timm re-exports without saying so
 
         found = resolve_model_data_config(model)
         side = given.pop("img_size", None)

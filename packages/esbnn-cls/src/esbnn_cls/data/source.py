@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
+from esbnn_core.errors import EsbnnError, UserError
+
 import numpy as np
 from PIL import Image
-
-from esbnn_core.errors import EsbnnError, UserError
 
 __all__ = ["Source", "decode_bytes", "fingerprint"]
 

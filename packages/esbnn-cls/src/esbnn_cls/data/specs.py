@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from esbnn_core.errors import UserError
-
 from esbnn_cls.data.parquet import ParquetSource, parquet_files
 from esbnn_cls.data.source import Source
+from esbnn_core.errors import UserError
 
 __all__ = ["open_source"]
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
-
-from esbnn_core.errors import EsbnnError, UserError
-from esbnn_core.rng import generator, keyed, seed_all
-
 from esbnn_cls.data.batches import Geometry, epoch_order
 from esbnn_cls.data.preprocess import Preprocess
 from esbnn_cls.data.source import Source
 from esbnn_cls.recipe import Augment
+from esbnn_core.errors import EsbnnError, UserError
+from esbnn_core.rng import generator, keyed, seed_all
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 __all__ = ["StreamBatches", "eval_transform", "train_transform"]
 
@@ -29,7 +28,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
     """The transform of training images: PIL image -> normalised float32 [C, H, W]."""
-    from timm.data import create_transform
+    from timm.data import create_transform  # type: ignore[attr-defined]  # timm re-exports without saying so
     from timm.data.transforms import str_to_interp_mode
     from torchvision import transforms
 
@@ -40,7 +39,7 @@ def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
             scale=augment.scale,
             ratio=augment.ratio,
             hflip=augment.flip,
-            color_jitter=augment.color_jitter,
+            color_jitter=augment.color_jitter,  # type: ignore[arg-type]  # None is off
             auto_augment=augment.auto_augment,
             interpolation=preprocess.interpolation,
             mean=preprocess.mean,
@@ -73,7 +72,7 @@ def train_transform(preprocess: Preprocess, augment: Augment) -> Transform:
 
 def eval_transform(preprocess: Preprocess) -> Transform:
     """The transform of evaluation: resize, centre crop, normalise."""
-    from timm.data import create_transform
+    from timm.data import create_transform  # type: ignore[attr-defined]  # timm re-exports without saying so
 
     made: Transform = create_transform(
         preprocess.input_size,

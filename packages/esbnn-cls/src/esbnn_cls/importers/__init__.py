@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from esbnn_cls.importers._place import ImportReport, place
 from esbnn_cls_catalog import CATALOG, METHODS
 from esbnn_core.errors import UserError
+
+import torch
+from torch import Tensor, nn
 
 __all__ = ["SOURCES", "ImportReport", "import_checkpoint", "load_official", "read_tensors"]
 

@@ -22,11 +22,7 @@ _RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"nonlinear2\.(weight|pos_scale|neg_scale)", ("unit2.act.{1}",)),
     (
         rf"(?:shortcut|downsample)\.\d\.(?:{_TENSOR}|{_STATE})",
-        tuple(
-            f"{unit}shortcut.{part}.{{0}}"
-            for unit in ("unit1.", "unit2.", "")
-            for part in ("unit.conv", "conv", "unit.norm", "norm")
-        ),
+        tuple(f"{unit}shortcut.{part}.{{0}}" for unit in ("unit1.", "unit2.", "") for part in ("unit.conv", "conv", "unit.norm", "norm")),
     ),
     (rf"(?:linear|fc)\.{_TENSOR}", ("fc.{1}",)),
     # One unit: the blocks of one convolution (Bi-Real, ReActNet, ReCU's two-stage form) and single units.

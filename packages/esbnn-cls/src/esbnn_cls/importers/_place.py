@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
-
 from esbnn_cls.importers._names import IGNORED, candidates
 from esbnn_core.errors import UserError
 from esbnn_core.nn import BinaryLayer
+
+import torch
+from torch import Tensor, nn
 
 __all__ = ["ImportReport", "place"]
 

@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
-
 from esbnn_cls.models.binary_resnet import BinaryResNet
 from esbnn_cls.models.full_precision import resnet20_cifar_fp
 from esbnn_cls.models.nin import nin_cifar_xnor
@@ -17,6 +14,9 @@ from esbnn_cls.models.skeletons import SKELETONS, Skeleton
 from esbnn_cls_catalog import ES_NAMES, RESNET_NAMES
 from esbnn_core.errors import UserError
 from esbnn_core.es import ESPlan, Head
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-from timm.models._features import feature_take_indices
-from torch import Tensor, nn
-
 from esbnn_cls.models.skeletons import Skeleton
 from esbnn_core import methods
 from esbnn_core.errors import UserError
 from esbnn_core.es import ESPlan, Head, Join, Layer, Wiring, resolve
 from esbnn_core.nn import BinaryConv2d, BinaryLayer, BinaryLinear, BinaryUnit, ReplicatedBatchNorm2d, Shortcut, make_activation
+
+import torch
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
 
 __all__ = ["BinaryResNet", "ResidualBlock", "Stem", "make_block"]
 
@@ -46,6 +46,9 @@ class Stem(nn.Module):
 class ResidualBlock(nn.Module):
     """Two binary 3x3 units. If both have a `+` each has its shortcut; else the second adds one around the block."""
 
+    unit1: BinaryUnit
+    unit2: BinaryUnit
+
     def __init__(self, skeleton: Skeleton, wiring: Wiring, name: str, c_in: int, c_out: int, stride: int, last: bool = False) -> None:
         super().__init__()
         self.around_block = "+" not in skeleton.tails[0]
@@ -73,7 +76,9 @@ class ResidualBlock(nn.Module):
         return y
 
 
-def declare_block(skeleton: Skeleton, name: str, reads: str, c_in: int, c_out: int, stride: int, stage: int) -> tuple[list[Layer], list[Join], str]:
+def declare_block(
+    skeleton: Skeleton, name: str, reads: str, c_in: int, c_out: int, stride: int, stage: int
+) -> tuple[list[Layer], list[Join], str]:
     """A block's layers and joins for `esbnn_core.es.resolve`, and the edge that it writes."""
     changes = stride != 1 or c_in != c_out
     with_weights = changes and skeleton.shortcut in ("conv", "avg_conv", "avg_ceil_conv", "binary")
@@ -195,9 +200,7 @@ class BinaryResNet(nn.Module):
                 found.append(x)
         return found if intermediates_only else (x, found)
 
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Drop what the stages named by `indices` do not need (timm's interface)."""
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from esbnn_core.nn import Shortcut
+
 import torch
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
-
-from esbnn_core.nn import Shortcut
 
 
 class _Block(nn.Module):
@@ -49,10 +49,13 @@ class FullPrecisionResNet(nn.Module):
             self.feature_info.append({"num_chs": width, "reduction": 2**i, "module": f"stages.{i}"})
             c = width
         self.num_features = self.head_hidden_size = c
-        self.fc = nn.Linear(c, num_classes)
+        self.fc = self._classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
+
+    def _classifier(self, num_classes: int) -> nn.Module:
+        return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def forward_features(self, x: Tensor) -> Tensor:
         y: Tensor = self.stages(self.stem(x))
@@ -60,7 +63,7 @@ class FullPrecisionResNet(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = x.mean((2, 3))
-        return x if pre_logits else self.fc(x)
+        return x if pre_logits or self.num_classes == 0 else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -70,11 +73,12 @@ class FullPrecisionResNet(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one."""
+        """Replace the classifier by a fresh one (0 classes: none)."""
         self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes)
+        self.fc = self._classifier(num_classes)
 
 
 def resnet20_cifar_fp(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Full-precision ResNet-20 for CIFAR."""
-    return build_model_with_cfg(FullPrecisionResNet, "resnet20_cifar_fp", pretrained, **kwargs)
+    features = {"out_indices": tuple(range(len(kwargs.get("depths", (3, 3, 3))))), "feature_cls": "hook"}
+    return build_model_with_cfg(FullPrecisionResNet, "resnet20_cifar_fp", pretrained, feature_cfg=features, **kwargs)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from esbnn_core.nn import BinaryConv2d, BinaryUnit
+
 import torch
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
-
-from esbnn_core.nn import BinaryConv2d, BinaryUnit
 
 if TYPE_CHECKING:
     from esbnn_core.training import Progress
@@ -48,8 +48,12 @@ class NIN(nn.Module):
             _unit(192, 192, 1),
             nn.BatchNorm2d(192, EPS, affine=False),
         )
-        self.fc = nn.Conv2d(192, num_classes, 1)
+        self.fc = self._classifier(num_classes)
         self.feature_info = [{"num_chs": 192, "reduction": 4, "module": "layers"}]
+
+    @staticmethod
+    def _classifier(num_classes: int) -> nn.Module:
+        return nn.Conv2d(192, num_classes, 1) if num_classes else nn.Identity()
 
     def begin_step(self, progress: Progress) -> None:
         """Keep the norms' scales positive; see `esbnn_core.training.begin_step`."""
@@ -62,7 +66,8 @@ class NIN(nn.Module):
         return y
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return x if pre_logits else torch.relu(self.fc(x)).mean((2, 3))
+        """[N, 192, H', W'] -> logits, or the pooled features if `pre_logits`."""
+        return (x if pre_logits or self.num_classes == 0 else torch.relu(self.fc(x))).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -72,11 +77,11 @@ class NIN(nn.Module):
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifying 1x1 convolution by a fresh one."""
+        """Replace the classifying 1x1 convolution by a fresh one (0 classes: none)."""
         self.num_classes = num_classes
-        self.fc = nn.Conv2d(192, num_classes, 1)
+        self.fc = self._classifier(num_classes)
 
 
 def nin_cifar_xnor(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """XNOR-Net's NIN for CIFAR."""
-    return build_model_with_cfg(NIN, "nin_cifar_xnor", pretrained, **kwargs)
+    return build_model_with_cfg(NIN, "nin_cifar_xnor", pretrained, feature_cfg={"out_indices": (0,), "feature_cls": "hook"}, **kwargs)

@@ -51,7 +51,7 @@ SINGLE = ("na", "n+a")
 DOUBLE_RELU_FIRST = ("an+", "an+")
 SINGLE_RELU_FIRST = ("an", "an+")
 
-_R20 = {"widths": (16, 32, 64), "depths": (3, 3, 3)}
+_R20: dict[str, Any] = {"widths": (16, 32, 64), "depths": (3, 3, 3)}
 _R18C: dict[str, Any] = {"widths": (64, 128, 256, 512), "depths": (2, 2, 2, 2)}
 
 _CIFAR20 = {

@@ -33,7 +33,9 @@ def get(name: str | Method, **options: Any) -> Method:
     known = method.options()
     for option in options:
         if option not in known:
-            raise UserError(f"method {method.name!r} has no option {option!r}{_nearest(option, list(known))}; known: {', '.join(known) or 'none'}")
+            raise UserError(
+                f"method {method.name!r} has no option {option!r}{_nearest(option, list(known))}; known: {', '.join(known) or 'none'}"
+            )
     return dataclasses.replace(method, **options)
 
 

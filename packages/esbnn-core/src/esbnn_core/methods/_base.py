@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from esbnn_core.functional import sign
+
 import torch
 from torch import Tensor, nn
-
-from esbnn_core.functional import sign
 
 if TYPE_CHECKING:
     from esbnn_core.training import Progress
@@ -76,8 +76,8 @@ class Method:
     """Whether the binarizer learns a shift of every channel in front of the sign (RSign)."""
     pad: ClassVar[Literal["skip", "lo", "hi"]] = "skip"
     """What padding contributes: nothing (fewer taps), or one of the two values."""
-    recomputed: ClassVar[tuple[str, ...]] = ()
-    """State that an average of weights must not average but recompute from them (see `refresh`)."""
+    copied: ClassVar[tuple[str, ...]] = ()
+    """State that an average of weights takes over as it is: averaged rotations are no rotations."""
 
     # -- state ---------------------------------------------------------------------------------------------------------------
     def weight_state(self, weight: Tensor) -> dict[str, Tensor]:
@@ -99,6 +99,10 @@ class Method:
     def project(self, w: Tensor, state: State, scalars: Scalars, progress: Progress) -> None:
         """Change the latent weight or its state in place, once per optimizer step before the first forward."""
 
+    def projected(self, w: Tensor) -> Tensor:
+        """The weight that inference must read where `project` is due: what it would make of w, as a function, where that moves bits."""
+        return w
+
     def weight(self, w: Tensor, state: State, scalars: Scalars, groups: int = 1, training: bool = True) -> Tensor:
         """The tensor that enters the convolution as weight, differentiable; w [O, I/g, kh, kw]."""
         raise NotImplementedError(f"{type(self).__name__}.weight")
@@ -111,14 +115,11 @@ class Method:
         """Store what a forward in training mode leaves behind for inference (SiMaN's code); wb is what `weight` returned."""
 
     def refresh(self, w: Tensor, state: State) -> None:
-        """Recompute the state named in `recomputed` from an averaged weight."""
+        """Make stored codes again from the weight, after it was averaged or set by hand."""
 
     # -- inference -----------------------------------------------------------------------------------------------------------
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
-        """The weight's bits and two values a filter, by the same float rule as `weight`.
-
-        projected: whether `project` has run since the last change of `w`; if not it is applied functionally here.
-        """
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
+        """The weight's bits and two values a filter, by the same float rule as `weight`."""
         raise NotImplementedError(f"{type(self).__name__}.code")
 
     def values(self, state: State) -> tuple[float, float]:

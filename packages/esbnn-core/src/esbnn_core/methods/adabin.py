@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from esbnn_core.functional import tanh_sign, tent_sign
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, Threshold, bits_of, column, filter_mean, parameter, per_filter
 from esbnn_core.methods.irnet import decay
+
+import torch
+from torch import Tensor
 
 
 def centre_and_distance(w: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ class AdaBin(Method):
         alpha, beta = state["alpha_a"], state["beta_a"]
         return alpha * (tent_sign((x - beta) / alpha) + beta)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         beta, alpha = centre_and_distance(w, groups)
         return Code(bits_of((w - beta) / alpha), alpha.flatten(), beta.flatten())
 

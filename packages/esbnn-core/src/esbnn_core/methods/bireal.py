@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from esbnn_core.functional import sign, straight_through, tent_sign
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, bits_of, column, constant, per_filter
+
+from torch import Tensor
 
 
 def scale(w: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class BiReal(Method):
     def activation(self, x: Tensor, state: State, scalars: Scalars, training: bool = True) -> Tensor:
         return tent_sign(x)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         return Code(bits_of(w), scale(w), constant(0.0, w))
 
 

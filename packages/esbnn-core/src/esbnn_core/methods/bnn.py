@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from esbnn_core.functional import identity_sign
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, bits_of, constant
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from esbnn_core.training import Progress
@@ -46,7 +46,7 @@ class BinaryNet(Method):
     def activation(self, x: Tensor, state: State, scalars: Mapping[str, float], training: bool = True) -> Tensor:
         return identity_sign(x)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         return Code(bits_of(w), constant(1.0, w), constant(0.0, w))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from esbnn_core.errors import UserError
 from esbnn_core.functional import sign, straight_through
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, Threshold, bits_of, constant
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DoReFa(Method):
         clipped = x.clamp(0, 1)
         return straight_through(torch.round(clipped * levels) / levels, clipped)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         return Code(bits_of(w), w.abs().mean().expand(w.shape[0]), constant(0.0, w))
 
     def values(self, state: State) -> tuple[float, float]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from esbnn_core.functional import tanh_sign
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, bits_of, column, constant, filter_mean, per_filter
+
+import torch
+from torch import Tensor
 
 
 def standardised(w: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class IRNet(Method):
     def activation(self, x: Tensor, state: State, scalars: Scalars, training: bool = True) -> Tensor:
         return tanh_sign(x, scalars["t"], scalars["k"])
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         u = standardised(w)
         return Code(bits_of(u), scale(u), constant(0.0, u))
 

@@ -6,9 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from esbnn_core.functional import normalised_tent_sign, sign, tent_sign
 from esbnn_core.methods._base import (
     Citation,
@@ -24,6 +21,9 @@ from esbnn_core.methods._base import (
     sample_mean_threshold,
 )
 from esbnn_core.methods.irnet import decay, standardised
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from esbnn_core.training import Progress
@@ -72,6 +72,7 @@ class RBNN(Method):
     )
     scheduled = True
     projects = True
+    copied = ("R1", "R2")
 
     t_min: float = 1e-2
     t_max: float = 1e1
@@ -112,7 +113,7 @@ class RBNN(Method):
         t = max(scalars["t"], 1.0)
         return normalised_tent_sign(x, math.sqrt(2) * t, t * t)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         v = self._latent(w, state)
         return Code(bits_of(v), constant(1.0, v), constant(0.0, v))
 

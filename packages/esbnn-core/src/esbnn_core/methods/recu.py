@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from esbnn_core.functional import normalised_tent_sign, sign, straight_through, tent_sign
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, bits_of, column, constant, filter_mean, parameter, per_filter
+
+import torch
+from torch import Tensor
 
 EPS = 1e-5
 
@@ -50,13 +50,14 @@ class ReCU(Method):
 
     def weight(self, w: Tensor, state: State, scalars: Scalars, groups: int = 1, training: bool = True) -> Tensor:
         u = standardised(w)
-        q = -u.detach().abs().mean() * math.log(2 - 2 * scalars["tau"]) if scalars["tau"] < 1 else torch.inf
+        size = u.detach().abs().mean()
+        q = size * -math.log(2 - 2 * scalars["tau"]) if scalars["tau"] < 1 else torch.full_like(size, torch.inf)
         return straight_through(sign(u), torch.clamp(u, -q, q))
 
     def activation(self, x: Tensor, state: State, scalars: Scalars, training: bool = True) -> Tensor:
         return normalised_tent_sign(x, centre=False, eps=EPS) if training else tent_sign(x)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         u = standardised(w)
         return Code(bits_of(u), constant(1.0, u), constant(0.0, u))
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from esbnn_core.functional import sign
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, bits_of, constant
+
+import torch
+from torch import Tensor
 
 LINEAR_BELOW = 0.1
 
@@ -67,7 +67,7 @@ class ReSTE(Method):
     def activation(self, x: Tensor, state: State, scalars: Scalars, training: bool = True) -> Tensor:
         return power_sign(x, scalars["o"], self.clip)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         return Code(bits_of(w), w.abs().mean().expand(w.shape[0]), constant(0.0, w))
 
 

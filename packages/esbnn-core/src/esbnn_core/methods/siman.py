@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from esbnn_core.errors import UserError
 from esbnn_core.functional import normalised_tent_sign, straight_through
 from esbnn_core.methods._base import (
     Citation,
@@ -23,6 +21,9 @@ from esbnn_core.methods._base import (
     per_filter,
     sample_mean_threshold,
 )
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from esbnn_core.training import Progress
@@ -85,10 +86,13 @@ class SiMaN(Method):
     )
     scheduled = True
     projects = True
-    recomputed = ("B",)
 
     percent: float = 15.0
     sort: str = "topk"
+
+    def __post_init__(self) -> None:
+        if self.sort not in ("topk", "quick"):
+            raise UserError(f"SiMaN's sort is 'topk' or 'quick', not {self.sort!r}")
 
     def weight_state(self, weight: Tensor) -> dict[str, Tensor]:
         return {"alpha": parameter(per_filter(weight).abs().mean(1)), "B": half_code(standardised(weight), self.sort)}
@@ -113,7 +117,7 @@ class SiMaN(Method):
     def activation(self, x: Tensor, state: State, scalars: Scalars, training: bool = True) -> Tensor:
         return normalised_tent_sign(x, eps=EPS)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         return Code(state["B"], constant(1.0, w), constant(0.0, w))
 
     def threshold(self, x: Tensor, state: State) -> Threshold:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from esbnn_core.functional import clip_sign, sign
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, bits_of, column, constant, per_filter
+
+import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from esbnn_core.training import Progress
@@ -70,6 +70,9 @@ class XNORNet(Method):
     def project(self, w: Tensor, state: State, scalars: Scalars, progress: Progress) -> None:
         w.copy_(centred_and_clipped(w))
 
+    def projected(self, w: Tensor) -> Tensor:
+        return centred_and_clipped(w)
+
     def weight(self, w: Tensor, state: State, scalars: Scalars, groups: int = 1, training: bool = True) -> Tensor:
         out: Tensor = _Weight.apply(w, self.gradient_factor)
         return out
@@ -77,8 +80,7 @@ class XNORNet(Method):
     def activation(self, x: Tensor, state: State, scalars: Scalars, training: bool = True) -> Tensor:
         return clip_sign(x)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
-        w = w if projected else centred_and_clipped(w)
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         return Code(bits_of(w), scale(w), constant(0.0, w))
 
 

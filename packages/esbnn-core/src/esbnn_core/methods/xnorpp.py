@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from esbnn_core.errors import UserError
 from esbnn_core.functional import clip_sign
 from esbnn_core.methods._base import Citation, Code, Method, Scalars, State, bits_of, column, constant, parameter, per_filter
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class XNORNetPlusPlus(Method):
     analytic: bool = False
     centre: bool = False
 
+    def __post_init__(self) -> None:
+        if self.scale not in ("channel", "none"):
+            raise UserError(f"XNOR-Net++'s scale is 'channel' or 'none', not {self.scale!r}")
+
     def weight_state(self, weight: Tensor) -> dict[str, Tensor]:
         return {"alpha": parameter(torch.ones(weight.shape[0]))} if self.scale == "channel" else {}
 
@@ -46,7 +51,7 @@ class XNORNetPlusPlus(Method):
     def activation(self, x: Tensor, state: State, scalars: Scalars, training: bool = True) -> Tensor:
         return clip_sign(x)
 
-    def code(self, w: Tensor, state: State, projected: bool = True, groups: int = 1) -> Code:
+    def code(self, w: Tensor, state: State, groups: int = 1) -> Code:
         z = self._latent(w)
         return Code(bits_of(z), per_filter(z).abs().mean(1) if self.analytic else constant(1.0, z), constant(0.0, z))
 

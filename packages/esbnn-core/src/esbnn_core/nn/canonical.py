@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from esbnn_core.functional import sign
+from esbnn_core.methods import Threshold
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from esbnn_core.functional import sign
-from esbnn_core.methods import Threshold
 
 __all__ = ["Canonical", "Evaluator"]
 
@@ -57,10 +57,14 @@ class Canonical:
 
 
 class Evaluator:
-    """Evaluates a `Canonical` on tensors of one dtype and device; x [N, I, H, W] -> y [N, O*copies, H', W']."""
+    """Evaluates a `Canonical` on tensors of one dtype and device; x [N, I, H, W] -> y [N, O*copies, H', W'].
+
+    Tensors of half precision are computed in float32, whose sums of signs are exact, and rounded once at the end.
+    """
 
     def __init__(self, form: Canonical, dtype: torch.dtype, device: torch.device) -> None:
         self.form = form
+        dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         o, per_group = form.bits.shape[:2]
         mul = form.mul if form.mul is not None else torch.ones(o * form.copies, dtype=torch.float64, device=device)
         scale = (form.post if form.post is not None else 1.0) * form.half
@@ -119,16 +123,16 @@ class Evaluator:
         return self._k[size]
 
     def bits(self, x: Tensor) -> Tensor:
-        """The activations' bits as +1 and -1, in x's dtype."""
+        """The activations' bits as +1 and -1, in the dtype that is computed in."""
         f = self.form
         if f.kind == "const" and f.flip is None and f.threshold is not None and not f.threshold.any():
-            return sign(x)
+            return sign(x).to(self._weight.dtype)
         threshold = self.form.resolve(x) if f.threshold is None else Threshold(f.threshold, f.flip)
         shape = (*threshold.value.shape, *([1] * (x.dim() - 2)))
         bit = x >= threshold.value.view(shape)
         if threshold.flip is not None:
             bit = bit ^ threshold.flip.view(1, -1, *([1] * (x.dim() - 2)))
-        return bit.to(x.dtype).mul_(2).sub_(1)
+        return bit.to(self._weight.dtype).mul_(2).sub_(1)
 
     def __call__(self, x: Tensor) -> Tensor:
         f = self.form
@@ -140,4 +144,4 @@ class Evaluator:
                 s_s = self._conv(s, self._ones, f.groups).repeat_interleave(sums.shape[1] // f.groups, 1)
                 y = y + s_s.unsqueeze(1) * self._q
             y = y.add_(self._constant((x.shape[2], x.shape[3]), s))
-            return y.flatten(1, 2)
+            return y.flatten(1, 2).to(x.dtype)

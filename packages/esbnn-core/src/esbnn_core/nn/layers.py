@@ -12,20 +12,22 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
-
 from esbnn_core import methods
 from esbnn_core.errors import UserError
 from esbnn_core.methods import Code, Method, Threshold
 from esbnn_core.nn.canonical import Canonical, Evaluator
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
 if TYPE_CHECKING:
     from esbnn_core.training import Progress
 
 __all__ = ["Binarizer", "BinaryConv2d", "BinaryLayer", "BinaryLinear"]
+
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has only the second
 
 
 def register_state(module: nn.Module, tensors: dict[str, Tensor]) -> tuple[str, ...]:
@@ -40,7 +42,8 @@ def register_state(module: nn.Module, tensors: dict[str, Tensor]) -> tuple[str, 
 
 def fingerprint(tensors: Iterable[Tensor | None]) -> tuple[Any, ...]:
     """Something that changes when one of the tensors is replaced, moved or written to in a way that torch counts."""
-    return tuple((id(t), t.data_ptr(), t._version) for t in tensors if t is not None)
+    # Tensors made in inference mode keep no version.
+    return tuple((id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors if t is not None)
 
 
 class CachedForm(nn.Module):
@@ -49,11 +52,13 @@ class CachedForm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._cached: tuple[Any, Evaluator] | None = None
+        self._moves = 0
         self.register_load_state_dict_post_hook(_on_load)
 
     def weights_moved(self) -> None:
         """Forget everything that was derived from the weights; called after an optimizer's step."""
         self._cached = None
+        self._moves += 1
 
     def canonical(self) -> Canonical:
         raise NotImplementedError(f"{type(self).__name__}.canonical")
@@ -61,9 +66,17 @@ class CachedForm(nn.Module):
     def _depends_on(self) -> list[Tensor]:
         return [*self.parameters(), *self.buffers()]
 
+    def _generation(self) -> int:
+        """Grows whenever weights may have moved without a trace in `fingerprint`."""
+        return self._moves
+
+    def wants_gradient(self, x: Tensor) -> bool:
+        """Whether a gradient could be asked for, of x or of anything that the form is made from."""
+        return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in self._depends_on()))
+
     def evaluator(self, x: Tensor) -> Evaluator:
         """The canonical form ready for tensors like x."""
-        key = (x.dtype, x.device, fingerprint(self._depends_on()))
+        key = (x.dtype, x.device, self._generation(), fingerprint(self._depends_on()))
         if self._cached is None or self._cached[0] != key:
             self._cached = (key, Evaluator(self.canonical(), x.dtype, x.device))
         return self._cached[1]
@@ -99,6 +112,8 @@ class Binarizer(nn.Module):
         self.channels = channels
         self._names = register_state(self, method.activation_state(channels))
         self.bias = nn.Parameter(torch.zeros(channels)) if (method.shifted if shift is None else shift) else None
+        if self.bias is not None and type(method).threshold is not Method.threshold:
+            raise UserError(f"method {method.name!r} has a threshold of its own; it cannot be combined with a learned shift")
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -111,11 +126,8 @@ class Binarizer(nn.Module):
 
     def threshold(self, x: Tensor) -> Threshold:
         """Where the bit switches, for x as it comes in (the learned shift included)."""
-        found = self.method.threshold(x, self.state)
         if self.bias is None:
-            return found
-        if found.kind != "const" or found.flip is not None or found.value.any():
-            raise UserError(f"method {self.method.name!r} has a threshold of its own; it cannot be combined with a learned shift")
+            return self.method.threshold(x, self.state)
         # x + b >= 0 is x >= -b, exactly.
         return Threshold(-self.bias.detach().unsqueeze(0))
 
@@ -130,6 +142,8 @@ class BinaryLayer(CachedForm):
     alpha: nn.Parameter | None
     bias: nn.Parameter | None
     sign: Binarizer | None
+    plain_expression: bool = False
+    """Set on a layer, evaluation takes the training expression too and folds nothing into it: for looking at a network by layers."""
 
     def __init__(
         self,
@@ -189,7 +203,7 @@ class BinaryLayer(CachedForm):
         self._scalars = self.method.schedule(progress.p)
         if self.method.projects and not self._projected and self.weight_mode == "binary":
             self.method.project(self.kernel.data, self.state, self._scalars, progress)
-            self._cached = None
+            self.weights_moved()
         self._projected = True
 
     def weights_moved(self) -> None:
@@ -220,7 +234,7 @@ class BinaryLayer(CachedForm):
         """The tensor that enters the convolution as weight, differentiable, [O, I/g, kh, kw]."""
         if self.weight_mode == "real":
             return self.kernel
-        wb = self.method.weight(self.kernel, self.state, self.scalars, self.groups, self.training)
+        wb = self.method.weight(self._latent(), self.state, self.scalars, self.groups, self.training)
         if self.training:
             with torch.no_grad():
                 self.method.observe(wb, self.state)
@@ -229,7 +243,10 @@ class BinaryLayer(CachedForm):
     @torch.no_grad()
     def code(self) -> Code:
         """The weight in one bit, by the same float rule as the training expression."""
-        return self.method.code(self.kernel, self.state, self._projected, self.groups)
+        return self.method.code(self._latent(), self.state, self.groups)
+
+    def _latent(self) -> Tensor:
+        return self.kernel if self._projected else self.method.projected(self.kernel)
 
     @torch.no_grad()
     def canonical(self) -> Canonical:
@@ -238,9 +255,10 @@ class BinaryLayer(CachedForm):
             raise UserError(f"{self._where()} still has real weights (a first training step); it has no one-bit form")
         if self.sign is None:
             raise UserError(f"{self._where()} reads real input; it has no one-bit form")
+        if not self.has_form():
+            raise UserError(f"{self._where()} has activations of more than one bit; only one-bit activations have a one-bit form")
         code = self.code()
-        probe = torch.zeros(1, self.in_channels, 1, 1, dtype=self.weight.dtype, device=self.weight.device)
-        threshold = self.sign.threshold(probe)
+        threshold = self.sign.threshold(self._probe())
         lo, hi = self.method.values(self.sign.state)
         made_from_sample = threshold.kind in ("sample_mean", "computed")
         return Canonical(
@@ -263,6 +281,15 @@ class BinaryLayer(CachedForm):
             meta={"method": self.method.name, "capacity": self.capacity},
         )
 
+    def threshold_kind(self) -> Literal["const", "table", "sample_mean", "computed"]:
+        """Where the activations' threshold comes from; see `Threshold`."""
+        if self.sign is None:
+            raise UserError(f"{self._where()} reads real input; it has no threshold")
+        return self.sign.threshold(self._probe()).kind
+
+    def _probe(self) -> Tensor:
+        return torch.zeros(1, self.in_channels, 1, 1, dtype=self.weight.dtype, device=self.weight.device)
+
     def _where(self) -> str:
         return f"binary layer {self.in_channels} -> {self.out_channels} ({self.method.name})"
 
@@ -276,10 +303,11 @@ class BinaryLayer(CachedForm):
         return self.weight_mode == "binary" and self.sign is not None and getattr(self.method, "a_bits", 1) == 1
 
     def uses_form(self, x: Tensor) -> bool:
-        """Whether this call evaluates the canonical form: evaluation mode, and no gradient wanted."""
-        if self.training or not self.has_form():
+        """Whether this call evaluates the canonical form: evaluation mode, no gradient wanted, and not being exported."""
+        # An exported program is traced on tensors without data, from which no form can be made.
+        if self.training or not self.has_form() or self.plain_expression or _exporting():
             return False
-        return not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+        return not self.wants_gradient(x)
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, method={self.method.name}"

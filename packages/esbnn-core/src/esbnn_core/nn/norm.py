@@ -27,7 +27,8 @@ class _ReplicatedNorm(torch.autograd.Function):
         ctx.save_for_backward(normal, gamma, rstd)
         ctx.mark_non_differentiable(mean, var)
         maps = (1, *gamma.shape, *([1] * (x.dim() - 2)))
-        return torch.addcmul(beta.view(maps), normal.unsqueeze(1), gamma.view(maps)), mean, var
+        # In x's dtype, also where autocast made x narrower than the parameters.
+        return torch.addcmul(beta.to(x.dtype).view(maps), normal.unsqueeze(1), gamma.to(x.dtype).view(maps)), mean, var
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -39,15 +40,15 @@ class _ReplicatedNorm(torch.autograd.Function):
         d_gamma, d_beta = torch.empty_like(gamma), torch.empty_like(gamma)
         g = grad[:, 0] * gamma[0].view(one)
         for r in range(gamma.shape[0]):
-            d_beta[r] = grad[:, r].sum(dims)
-            d_gamma[r] = (grad[:, r] * normal).sum(dims)
+            d_beta[r] = grad[:, r].sum(dims, dtype=gamma.dtype)
+            d_gamma[r] = (grad[:, r] * normal).sum(dims, dtype=gamma.dtype)
             if r > 0:
                 g.addcmul_(grad[:, r], gamma[r].view(one))
         # Centre first, then project: the other order loses two digits in sums that the norm makes nearly zero.
         g.sub_((g.sum(dims) / m).view(one))
         pull = (g * normal).sum(dims) / m
         g.addcmul_(normal, pull.view(one), value=-1).mul_(rstd.view(one))
-        return g, d_gamma, d_beta, None
+        return g.to(normal.dtype), d_gamma, d_beta, None
 
 
 class ReplicatedBatchNorm2d(nn.Module):
@@ -82,7 +83,7 @@ class ReplicatedBatchNorm2d(nn.Module):
                 x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
             )  # fmt: skip
         if not self.training:
-            mul, add = self.affine()
+            mul, add = (t.to(x.dtype) for t in self.affine())
             maps = (1, self.copies, self.num_channels, *([1] * (x.dim() - 2)))
             return torch.addcmul(add.view(maps), x.unsqueeze(1), mul.view(maps)).flatten(1, 2)
         n = x.numel() // x.shape[1]

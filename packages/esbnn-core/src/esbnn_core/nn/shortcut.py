@@ -5,9 +5,6 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Literal, TypeAlias
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from esbnn_core.errors import UserError
 from esbnn_core.es import Slot
 from esbnn_core.functional import adapt_blocks
@@ -15,6 +12,9 @@ from esbnn_core.methods import Method
 from esbnn_core.nn.layers import BinaryConv2d
 from esbnn_core.nn.norm import ReplicatedBatchNorm2d
 from esbnn_core.nn.unit import BinaryUnit
+
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 __all__ = ["Shortcut", "ShortcutKind"]
 
@@ -47,6 +47,8 @@ class Shortcut(nn.Module):
         self.kind: ShortcutKind = kind if changes else "identity"
         if changes and kind == "identity":
             raise UserError(f"an identity cannot go from {c_in} to {c_out} channels with stride {stride}")
+        if self.kind in ("pad", "avg_pad") and c_out < c_in:
+            raise UserError(f"a padded shortcut cannot go from {c_in} down to {c_out} channels")
         self.c_in, self.c_out, self.stride, self.m_in = c_in, c_out, stride, m_in
         self.channels = int(c_out * m_out)
         self.pool: nn.Module = nn.Identity()

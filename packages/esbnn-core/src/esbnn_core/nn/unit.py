@@ -7,16 +7,15 @@ done to a block (evaluating its canonical form, packing it, counting it) is writ
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from esbnn_core.errors import UserError
 from esbnn_core.functional import replicate
 from esbnn_core.nn.canonical import Canonical
-from esbnn_core.nn.layers import BinaryLayer, CachedForm
+from esbnn_core.nn.layers import BinaryLayer, BinaryLinear, CachedForm
 from esbnn_core.nn.norm import ReplicatedBatchNorm2d
+
+import torch
+from torch import Tensor, nn
 
 __all__ = ["TAILS", "BinaryUnit"]
 
@@ -49,6 +48,8 @@ class BinaryUnit(CachedForm):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        if isinstance(conv, BinaryLinear):
+            raise UserError("a binary unit works on maps [N, C, H, W]; use a 1x1 BinaryConv2d instead of a BinaryLinear")
         if tail not in TAILS:
             raise UserError(f"unknown tail {tail!r} of a binary unit; known: {', '.join(repr(t) for t in TAILS)}")
         for stage, module, what in (("a", act, "an activation"), ("x", mul, "a map")):
@@ -104,10 +105,21 @@ class BinaryUnit(CachedForm):
 
     # -- canonical form ------------------------------------------------------------------------------------------------------
     def _uses_form(self, x: Tensor) -> bool:
-        return not self.training and self.conv.uses_form(x)
+        norms = [norm for norm in (self.pre, self._first_norm()) if norm is not None]
+        if self.training or any(norm.training for norm in norms) or not self.conv.uses_form(x) or self.wants_gradient(x):
+            return False
+        # A norm in front stays a step of its own where it cannot become thresholds.
+        return self.pre is None or (self.pre.running_mean is not None and self.conv.threshold_kind() == "const")
+
+    def _first_norm(self) -> ReplicatedBatchNorm2d | None:
+        """The norm that the form contains."""
+        return self.norm if self.tail[:1] == "n" else None
+
+    def _generation(self) -> int:
+        return self._moves + self.conv._moves
 
     def _depends_on(self) -> list[Tensor]:
-        parts = [self.conv, self.pre, self.norm if self.tail[:1] == "n" else None]
+        parts = [self.conv, self.pre, self._first_norm()]
         return [t for part in parts if part is not None for t in (*part.parameters(), *part.buffers())]
 
     @torch.no_grad()
@@ -119,9 +131,9 @@ class BinaryUnit(CachedForm):
         form = self.conv.canonical()
         if self.pre is not None:
             form = _fold_pre(form, self.pre)
-        if self.tail[:1] != "n":
+        norm = self._first_norm()
+        if norm is None:
             return form
-        norm = self.norm
         rstd = 1.0 / torch.sqrt(norm.running_var.double() + norm.eps)
         mul = norm.weight.double() * rstd
         return dataclasses.replace(form, copies=self.copies, mul=mul, add=norm.bias.double() - norm.running_mean.double() * mul)
@@ -131,19 +143,19 @@ class BinaryUnit(CachedForm):
 
 
 def _fold_pre(form: Canonical, pre: nn.BatchNorm2d) -> Canonical:
-    """A batch norm in front of a sign at zero as thresholds and flips: x >= mean - bias*std/weight, reversed where weight < 0."""
-    if form.kind != "const" or form.threshold is None or form.threshold.any() or form.flip is not None:
-        raise UserError("a norm in front of the sign can be folded only for methods whose threshold is zero")
+    """A batch norm in front of a sign as thresholds and flips: x >= mean + (threshold - bias)*std/weight, reversed where weight < 0."""
+    if form.kind != "const" or form.threshold is None:
+        raise UserError(f"a norm in front of the sign cannot be folded into a threshold of the kind {form.kind!r}, made from each sample")
     if pre.running_mean is None or pre.running_var is None:
         raise UserError("a norm in front of the sign must track running statistics to be folded")
-    dtype = form.threshold.dtype
+    dtype, threshold = form.threshold.dtype, form.threshold[0].double()
     mean, std = pre.running_mean.double(), torch.sqrt(pre.running_var.double() + pre.eps)
     gamma = pre.weight.double() if pre.affine else torch.ones_like(mean)
     beta = pre.bias.double() if pre.affine else torch.zeros_like(mean)
-    value = (mean - beta * std / gamma).to(dtype)
+    value = (mean + (threshold - beta) * std / gamma).to(dtype)
     infinity = torch.full_like(value, torch.inf)
-    # x <= T is not (x >= the next number above T); a constant norm (gamma = 0) gives the constant bit beta >= 0.
+    # x <= T is not (x >= the next number above T); a constant norm (gamma = 0) gives the constant bit beta >= threshold.
     value = torch.where(gamma < 0, torch.nextafter(value, infinity), value)
-    value = torch.where(gamma == 0, torch.where(beta >= 0, -infinity, infinity), value)
-    flip: Any = gamma < 0
+    value = torch.where(gamma == 0, torch.where(beta >= threshold, -infinity, infinity), value)
+    flip = gamma < 0 if form.flip is None else (gamma < 0) ^ form.flip
     return dataclasses.replace(form, threshold=value.unsqueeze(0), flip=flip if bool(flip.any()) else None)
