@@ -7,6 +7,7 @@ from typing import Any
 
 from esbnn_core import methods
 from esbnn_core.es import ESPlan, ExpandShrink, Head, Join, Layer, Wiring, resolve
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-import pytest
-import torch
-from esbnn_core import methods
 from esbnn_core.errors import ESError, UserError
 from esbnn_core.es import ESPlan, ExpandShrink, Join, Layer, Slot, representation_capacity, resolve
 from esbnn_core.nn import BinaryConv2d, BinaryUnit, ReplicatedBatchNorm2d
 from esbnn_core.training import Progress, begin_step
+
+import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import HEADS, MANY, METHODS, TINY, Net, chains, residual_nets
@@ -230,11 +230,8 @@ def test_no_plan_is_the_plain_network() -> None:
     assert ESPlan.named("none") == ESPlan.none()
 
 
-def test_capacities_of_figure_4() -> None:
+def test_the_capacity_is_the_number_of_values_that_a_sum_of_signs_can_take() -> None:
     assert representation_capacity(64, 3) == 577
     assert representation_capacity(64, 3, tau=2) == 1153
     assert representation_capacity(512, 1) == 513
 
-
-def test_methods_do_not_know_of_settings() -> None:
-    assert not {"tau", "groups"} & {option for name in METHODS for option in methods.get(name).options()}

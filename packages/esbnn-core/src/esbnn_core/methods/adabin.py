@@ -63,7 +63,7 @@ class AdaBin(Method):
         return Code(bits_of((w - beta) / alpha), alpha.flatten(), beta.flatten())
 
     def values(self, state: State) -> tuple[float, float]:
-        alpha, beta = float(state["alpha_a"]), float(state["beta_a"])
+        alpha, beta = float(state["alpha_a"].detach()), float(state["beta_a"].detach())
         return alpha * (beta - 1), alpha * (beta + 1)
 
     def threshold(self, x: Tensor, state: State) -> Threshold:
