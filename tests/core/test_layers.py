@@ -205,7 +205,7 @@ def load(assign: bool) -> Callable[[nn.Module], None]:
 
 def write_through_data(module: nn.Module) -> None:
     layer = module.conv if isinstance(module, BinaryUnit) else module
-    layer.weight.data.neg_()
+    layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(8)))
     layer.refresh()
 
 
@@ -457,7 +457,7 @@ def test_the_canonical_line_is_the_convolution_of_the_values(
     bit = x >= form.threshold.view(1, -1, 1, 1)
     if form.flip is not None:
         bit = bit ^ form.flip.view(1, -1, 1, 1)
-    activation = torch.where(bit, hi, lo).double()
+    activation = torch.where(bit, torch.tensor(hi, dtype=torch.float64), torch.tensor(lo, dtype=torch.float64))
     (ph, pw), border = form.padding, {"skip": 0.0, "lo": lo, "hi": hi}[form.pad]
     activation = F.pad(activation, (pw, pw, ph, ph), value=border)
     weight = form.mid.view(-1, 1, 1, 1) + form.half.view(-1, 1, 1, 1) * torch.where(form.bits, 1.0, -1.0)
