@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from esbnn_cls.recipe_file import load_recipe
@@ -31,7 +32,10 @@ def in_child(recipe: Path, out: Path, kill_at: int | None = None) -> int:
     child = os.fork()
     if child:
         return child
-    sys.stderr = sys.stdout = open(out.with_suffix(".log"), "a")  # noqa: SIM115
+    # The descriptors too: whoever waits for our output must not wait for a trainer's or its workers'.
+    log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     code = 1
     try:
         if kill_at is not None:
@@ -39,11 +43,10 @@ def in_child(recipe: Path, out: Path, kill_at: int | None = None) -> int:
         train(load_recipe(recipe), out, resume=out.exists(), shown=False)
         code = 0
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -318,6 +319,17 @@ def test_streamed_samples_do_not_depend_on_workers_or_on_what_was_drawn_before(t
     assert torch.equal(batches(0, start=1)[0], whole[0][8:])
     other = joined(StreamBatches(source, HALF, augment).training(Geometry(8), 5, 2))
     assert not torch.equal(other[0], whole[0])
+
+
+def test_a_worker_whose_parent_is_gone_ends() -> None:
+    """Also when the parent died before torch's own watch began."""
+    from esbnn_cls.data.stream import _end_with
+
+    child = os.fork()
+    if child == 0:
+        _end_with(parent=os.getppid() + 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
 
 
 def test_memory_is_chosen_for_small_images_and_cheap_augmentation(tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from esbnn_core import methods
 from esbnn_core.es import ESPlan, ExpandShrink, Head, Join, Layer, Wiring, resolve
 
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+torch.set_num_threads(1)  # for tensors as small as these, handing work to threads takes many times as long as the work
 
 METHODS = methods.names()
 PROJECTING = [name for name in METHODS if methods.get(name).projects]
@@ -49,7 +53,8 @@ def chains(draw: st.DrawFn, widths: tuple[int, ...] = (4, 6, 8, 12)) -> Net:
     """A stem and one to four binary layers, one after the other, with any possible setting each."""
     c = draw(st.lists(st.sampled_from(widths), min_size=2, max_size=5))
     layers = [Layer("stem", "image", "e0", 3, c[0], 3, real=True)]
-    layers += [Layer(f"l{i}", f"e{i}", f"e{i + 1}", a, b, draw(st.sampled_from((1, 3)))) for i, (a, b) in enumerate(zip(c, c[1:], strict=False))]
+    for i, (c_in, c_out) in enumerate(pairwise(c)):
+        layers.append(Layer(f"l{i}", f"e{i}", f"e{i + 1}", c_in, c_out, draw(st.sampled_from((1, 3)))))
     plan = ESPlan.layers([draw(settings_of(width)) for width in c[1:]])
     return Net(tuple(layers), (), plan, draw(st.sampled_from(HEADS)))
 

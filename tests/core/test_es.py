@@ -95,7 +95,12 @@ def test_a_chain_built_from_its_slots_runs_forward_and_backward(net: Net, method
     for layer in net.binary():
         slot = wiring[layer.name]
         conv = BinaryConv2d(
-            slot.channels_in(layer.c_in), slot.filters(layer.c_out), layer.kernel, padding=layer.kernel // 2, groups=slot.groups, method=method
+            slot.channels_in(layer.c_in),
+            slot.filters(layer.c_out),
+            layer.kernel,
+            padding=layer.kernel // 2,
+            groups=slot.groups,
+            method=method,
         )
         units.append(BinaryUnit(conv, "n", copies=slot.copies))
         assert conv.weight.numel() == layer.c_in * layer.c_out * layer.kernel**2
@@ -234,4 +239,3 @@ def test_the_capacity_is_the_number_of_values_that_a_sum_of_signs_can_take() -> 
     assert representation_capacity(64, 3) == 577
     assert representation_capacity(64, 3, tau=2) == 1153
     assert representation_capacity(512, 1) == 513
-

@@ -287,9 +287,11 @@ def test_a_value_that_an_option_cannot_have_is_refused(name: str, option: str, v
 def test_methods_import_neither_expansion_nor_modules() -> None:
     folder = Path(methods.__file__).parent
     for path in folder.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            named = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            assert not [n for n in named if n.startswith(("esbnn_core.es", "esbnn_core.nn", "esbnn_cls"))], path.name
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        named = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        named += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        assert named
+        assert not [n for n in named if n.startswith(("esbnn_core.es", "esbnn_core.nn", "esbnn_cls"))], path.name
     script = "import sys; from esbnn_core import methods; [methods.get(n) for n in methods.names()]; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "esbnn_core.methods.irnet" in loaded

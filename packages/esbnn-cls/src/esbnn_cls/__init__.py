@@ -1,6 +1,7 @@
 """Binary image classifiers, plain and with expanding-and-shrinking. Importing this package registers its models with timm.
 
-Training and evaluation are `esbnn_cls.train.train` and `esbnn_cls.evaluate.evaluate`. The command `esbnn-cls` and the names of the models live in light modules beside it (`esbnn_cls_cli`, `esbnn_cls_catalog`).
+Training and evaluation are `esbnn_cls.train.train` and `esbnn_cls.evaluate.evaluate`. The command `esbnn-cls` and the names of the
+models live in light modules beside it (`esbnn_cls_cli`, `esbnn_cls_catalog`).
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ def resolve(layers: Sequence[Layer], joins: Sequence[Join] = (), plan: ESPlan | 
         for edge in join.inputs:
             if edge not in m:
                 m[edge] = m[join.output]
-            elif not _divides(m[edge], m[join.output]):
+            elif not divides(m[edge], m[join.output]):
                 raise ESError(
                     f"the tensor read by layer {reader.get(edge, edge)!r} has {m[edge]} blocks of {width[edge]} channels and is added to "
                     f"one of {m[join.output]}; neither divides the other"
@@ -306,5 +306,6 @@ def _last_setting(layers: Sequence[Layer], setting: Mapping[str, ExpandShrink]) 
     return setting[own[-1].name] if own else PLAIN
 
 
-def _divides(a: Fraction, b: Fraction) -> bool:
+def divides(a: Fraction, b: Fraction) -> bool:
+    """Whether blocks can be tiled or averaged from one number to the other."""
     return (a / b).denominator == 1 or (b / a).denominator == 1

@@ -6,7 +6,13 @@ point where a run was resumed, changes a pixel.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from esbnn_cls.data.batches import Geometry, epoch_order
@@ -157,7 +163,7 @@ class StreamBatches:
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_begin_worker,
+            worker_init_fn=partial(_begin_worker, parent=os.getpid()),
             # An own generator: making an iterator would otherwise draw from the global stream.
             generator=generator(seed, "loader"),
         )
@@ -175,9 +181,23 @@ def _collate(items: list[Any]) -> Any:
     return torch.stack([x for x, _ in items]), torch.tensor([label for _, label in items], dtype=torch.int64)
 
 
-def _begin_worker(number: int) -> None:
+def _begin_worker(number: int, *, parent: int) -> None:
+    _end_with(parent)
     torch.set_num_threads(1)
     info: Any = get_worker_info()
     reopen = getattr(info.dataset.source, "reopen", None)
     if reopen is not None:
         reopen()
+
+
+def _end_with(parent: int) -> None:
+    """See to it that this process does not outlive its parent.
+
+    torch's workers ask now and then whether their parent has changed, but remember it only once they run: one whose parent is killed
+    before that waits for ever, and holds the terminal's or the log's pipe open.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)

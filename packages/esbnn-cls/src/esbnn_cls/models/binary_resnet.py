@@ -203,6 +203,9 @@ class BinaryResNet(nn.Module):
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Drop what the stages named by `indices` do not need (timm's interface)."""
         take, last = feature_take_indices(len(self.stages), indices)
+        if last + 1 < len(self.stages):  # the norm in front of the classifier belongs to the last stage
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.head_norm, prune_head = nn.Identity(), True
         self.stages = self.stages[: last + 1]
         if prune_head:
             self.reset_classifier(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from esbnn_core.errors import UserError
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +57,7 @@ class ScaleMap(nn.Module):
             "rank_one": {"alpha": (channels, 1, 1), "beta": (1, h, 1), "gamma": (1, 1, w)},
         }
         if form not in shapes:
-            raise ValueError(f"unknown form {form!r} of a scale map; known: {', '.join(shapes)}")
+            raise UserError(f"unknown form {form!r} of a scale map; known: {', '.join(shapes)}")
         self._names = tuple(shapes[form])
         for name, shape in shapes[form].items():
             self.register_parameter(name, nn.Parameter(torch.ones(shape)))
@@ -77,5 +79,5 @@ def make_activation(name: str, channels: int) -> nn.Module:
         "none": lambda: nn.Identity(),
     }
     if name not in makers:
-        raise ValueError(f"unknown activation {name!r}; known: {', '.join(makers)}")
+        raise UserError(f"unknown activation {name!r}; known: {', '.join(makers)}")
     return makers[name]()

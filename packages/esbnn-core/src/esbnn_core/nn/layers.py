@@ -219,8 +219,8 @@ class BinaryLayer(CachedForm):
     def _check_begun(self) -> None:
         if self.method.projects and not self._projected:
             raise RuntimeError(
-                f"method {self.method.name!r} changes latent weights before each optimizer step: call esbnn_core.begin_step(model, progress) "
-                f"before the step's first forward, and esbnn_core.training.watch(optimizer, model) once"
+                f"method {self.method.name!r} changes latent weights before each optimizer step: call "
+                f"esbnn_core.begin_step(model, progress) before the step's first forward, and esbnn_core.training.watch(optimizer, model) once"
             )
         if self.method.scheduled and self._scalars is None:
             warnings.warn(

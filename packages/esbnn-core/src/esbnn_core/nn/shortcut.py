@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from esbnn_core.errors import UserError
-from esbnn_core.es import Slot
+from esbnn_core.es import Slot, divides
 from esbnn_core.functional import adapt_blocks
 from esbnn_core.methods import Method
 from esbnn_core.nn.layers import BinaryConv2d
@@ -43,12 +43,16 @@ class Shortcut(nn.Module):
         method: Method | None = None,
     ) -> None:
         super().__init__()
+        if kind not in get_args(ShortcutKind):
+            raise UserError(f"unknown shortcut {kind!r}; known: {', '.join(get_args(ShortcutKind))}")
         changes = stride != 1 or c_in != c_out
         self.kind: ShortcutKind = kind if changes else "identity"
         if changes and kind == "identity":
             raise UserError(f"an identity cannot go from {c_in} to {c_out} channels with stride {stride}")
         if self.kind in ("pad", "avg_pad") and c_out < c_in:
             raise UserError(f"a padded shortcut cannot go from {c_in} down to {c_out} channels")
+        if self.kind in ("identity", "pad", "avg_pad") and not divides(Fraction(m_in), Fraction(m_out)):
+            raise UserError(f"a shortcut has {m_in} blocks of {c_out} channels, and {m_out} are wanted; neither divides the other")
         self.c_in, self.c_out, self.stride, self.m_in = c_in, c_out, stride, m_in
         self.channels = int(c_out * m_out)
         self.pool: nn.Module = nn.Identity()
