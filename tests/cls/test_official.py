@@ -100,3 +100,13 @@ def test_unknown_sources_and_architectures_name_the_known_ones(tmp_path: Path) -
     with pytest.raises(UserError, match="resnet20_cifar"):
         import_checkpoint(file, "adabin", "vgg", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_report_says_what_matched_and_what_was_left_out() -> None:
+    tensors = {**read_tensors(DATA / "checkpoints" / CHECKPOINTS["adabin"]), "bn3.weight": torch.ones(3)}
+    tensors["layer1.0.conv1.weight"] = tensors["layer1.0.conv1.weight"].clone()
+    tensors["layer1.0.conv1.weight"][0, 0, 0, 0] = 0
+    text = load_official(timm.create_model("resnet20_cifar_adabin"), tensors, "adabin").describe()
+    assert "195 tensors of the adabin checkpoint matched" in text
+    assert "1 left out, such as bn3.weight" in text
+    assert "1 latent weights are exactly at their threshold" in text

@@ -105,6 +105,19 @@ def test_an_activation_at_its_centre_counts_as_positive_in_training_and_inferenc
         assert made.evaluator(x).bits(x).flatten().tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("alpha", [0.7, -0.7])
+def test_adabins_centre_counts_as_positive_whatever_the_sign_of_its_scale(alpha: float) -> None:
+    made = BinaryConv2d(3, 1, 1, method="adabin").eval()
+    with torch.no_grad():
+        made.sign.alpha_a.fill_(alpha), made.sign.beta_a.fill_(0.25)  # type: ignore[union-attr]
+        middle = torch.tensor(0.25)
+        x = torch.stack([torch.nextafter(middle, -torch.ones(())), middle, torch.nextafter(middle, torch.ones(()))]).view(1, 3, 1, 1)
+        bits = made.evaluator(x).bits(x).flatten()
+        assert bits.tolist() == ([-1, 1, 1] if alpha > 0 else [1, 1, -1])
+        values = made.sign(x, {}).flatten()  # type: ignore[misc]
+    assert torch.allclose(values, alpha * (bits + 0.25))
+
+
 def test_dorefas_half_rounds_to_even() -> None:
     above = float(torch.nextafter(torch.tensor(0.5), torch.tensor(1.0)))
     made = layer("dorefa").eval()

@@ -162,6 +162,19 @@ def test_a_norm_in_front_becomes_thresholds_where_it_can(method: str, shift: boo
         assert torch.isinf(form.threshold[0, 4:]).all()
 
 
+@pytest.mark.parametrize("weight", [2.0, -2.0])
+def test_a_value_that_a_norm_in_front_makes_zero_is_positive(weight: float) -> None:
+    made = BinaryUnit(BinaryConv2d(1, 1, 1, method="xnor"), "", pre=nn.BatchNorm2d(1, eps=0.0)).eval()
+    with torch.no_grad():
+        made.pre.running_mean.fill_(0.5)
+        made.pre.weight.fill_(weight)
+        middle = torch.tensor(0.5)
+        x = torch.stack([torch.nextafter(middle, -torch.ones(())), middle, torch.nextafter(middle, torch.ones(()))]).view(3, 1, 1, 1)
+        bits = made.evaluator(x).bits(x)
+        assert bits.flatten().tolist() == ([-1, 1, 1] if weight > 0 else [1, 1, -1])
+        assert torch.equal(bits, made.conv.sign(made.pre(x), {}))
+
+
 def test_a_negative_scale_of_adabin_reverses_the_bits_in_front_of_a_norm_too() -> None:
     torch.manual_seed(0)
     made = shaken(BinaryUnit(BinaryConv2d(C_IN, FILTERS, 3, padding=1, method="adabin"), "n", pre=nn.BatchNorm2d(C_IN)))

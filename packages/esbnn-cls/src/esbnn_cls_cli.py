@@ -112,7 +112,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from esbnn_cls.importers import import_checkpoint
 
-    import_checkpoint(options.file, options.method, options.arch, options.out)
+    report = import_checkpoint(options.file, options.method, options.arch, options.out)
+    print(report.describe())
+    print(f"written to {options.out}")
     return 0
 
 

@@ -29,12 +29,18 @@ class ImportReport:
     absent: list[str] = field(default_factory=list)
     at_threshold: int = 0
 
-    def summary(self) -> str:
-        """One line for people."""
-        text = f"{len(self.matched)} tensors matched, {len(self.ignored)} ignored"
+    def describe(self) -> str:
+        """For people: what matched in one line, and a line for every other fact."""
+        lines = [f"{len(self.matched)} tensors of the {self.source} checkpoint matched"]
+        reasons = sorted(set(self.ignored.values()))
+        for reason in reasons:
+            keys = [key for key, why in self.ignored.items() if why == reason]
+            lines.append(f"{len(keys)} left out, such as {keys[0]}: {reason}")
         if self.absent:
-            text += f", {len(self.absent)} counters absent"
-        return text + (f", {self.at_threshold} weights exactly at their threshold" if self.at_threshold else "")
+            lines.append(f"{len(self.absent)} batch counters are not in the file and stay 0")
+        if self.at_threshold:
+            lines.append(f"{self.at_threshold} latent weights are exactly at their threshold: torch.sign gives 0 there, one bit counts them as +1")
+        return "\n".join(lines)
 
 
 def place(module: nn.Module, tensors: Mapping[str, Tensor], source: str, one_convolution: bool = False) -> ImportReport:

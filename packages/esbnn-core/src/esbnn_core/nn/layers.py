@@ -220,7 +220,8 @@ class BinaryLayer(CachedForm):
         if self.method.projects and not self._projected:
             raise RuntimeError(
                 f"method {self.method.name!r} changes latent weights before each optimizer step: call "
-                f"esbnn_core.begin_step(model, progress) before the step's first forward, and esbnn_core.training.watch(optimizer, model) once"
+                f"esbnn_core.begin_step(model, progress) before the step's first forward, and "
+                f"esbnn_core.training.watch(optimizer, model) once"
             )
         if self.method.scheduled and self._scalars is None:
             warnings.warn(
