@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -32,7 +32,12 @@ _PATHS = (("data", "path"), ("init",), ("loss", "teacher_weights"))
 
 
 def read_run(
-    folder: str | os.PathLike[str], *, name: str | None = None, data: str | None = None, notes: Sequence[str] = (), commit: str | None = None
+    folder: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    data: str | None = None,
+    notes: Sequence[str] = (),
+    commit: str | None = None,
 ) -> dict[str, Any]:
     """A run's record, JSON values only.
 
@@ -73,7 +78,7 @@ def read_run(
         "machine": describe_machine(state["threads"]),
         "versions": config["versions"],
         "commit": commit,
-        "date": datetime.fromtimestamp(table.stat().st_mtime, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": datetime.fromtimestamp(table.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "finished": len(rows) == recipe.epochs,
         "epochs": {"columns": list(COLUMNS), "rows": [[_short(row[column]) for column in COLUMNS] for row in rows]},
         "final": {

@@ -1,7 +1,7 @@
 """Benches: named cases timed side by side, their steps interleaved in one run, reported as ratios. A slow result is never an error.
 
-    bench = Bench("sign", "sign of 4 M floats", cases={"ours": make_ours, "torch": make_torch}, targets=(Target("ours", "torch", 0.5),))
-    result = run_bench(bench, rounds=20)
+bench = Bench("sign", "sign of 4 M floats", cases={"ours": make_ours, "torch": make_torch}, targets=(Target("ours", "torch", 0.5),))
+result = run_bench(bench, rounds=20)
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from typing import Any
 
 import esbnn_cls.models  # noqa: F401  (registers our models with timm)
 from esbnn_cls.comparison import Series, figures, reading
-from esbnn_cls.record import dump_record, read_run
 from esbnn_cls.recipe import Recipe
 from esbnn_cls.recipe_file import load_recipe
+from esbnn_cls.record import dump_record, read_run
 from esbnn_cls.train import train
 from esbnn_core.checkpoint import load_json, load_model, save_model
 from esbnn_core.errors import RunError, UserError

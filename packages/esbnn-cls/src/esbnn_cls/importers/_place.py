@@ -39,7 +39,9 @@ class ImportReport:
         if self.absent:
             lines.append(f"{len(self.absent)} batch counters are not in the file and stay 0")
         if self.at_threshold:
-            lines.append(f"{self.at_threshold} latent weights are exactly at their threshold: torch.sign gives 0 there, one bit counts them as +1")
+            lines.append(
+                f"{self.at_threshold} latent weights are exactly at their threshold: torch.sign gives 0 there, one bit counts them as +1"
+            )
         return "\n".join(lines)
 
 

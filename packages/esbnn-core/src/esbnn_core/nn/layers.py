@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from esbnn_core import methods
 from esbnn_core.errors import UserError
-from esbnn_core.methods import Code, Method, Threshold
-from esbnn_core.nn.canonical import Canonical, Evaluator
+from esbnn_core.methods import Code, Method
+from esbnn_core.nn.cached import CachedForm
+from esbnn_core.nn.canonical import Canonical
+from esbnn_core.nn.sign import Binarizer, register_state
 
 import torch
 import torch.nn.functional as F
@@ -25,114 +26,9 @@ from torch.nn.modules.utils import _pair
 if TYPE_CHECKING:
     from esbnn_core.training import Progress
 
-__all__ = ["Binarizer", "BinaryConv2d", "BinaryLayer", "BinaryLinear"]
+__all__ = ["BinaryConv2d", "BinaryLayer", "BinaryLinear"]
 
 _exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has only the second
-
-
-def register_state(module: nn.Module, tensors: dict[str, Tensor]) -> tuple[str, ...]:
-    """Register a method's tensors on a module, trained ones as parameters, others as buffers; returns their names."""
-    for name, tensor in tensors.items():
-        if isinstance(tensor, nn.Parameter):
-            module.register_parameter(name, tensor)
-        else:
-            module.register_buffer(name, tensor)
-    return tuple(tensors)
-
-
-def fingerprint(tensors: Iterable[Tensor | None]) -> tuple[Any, ...]:
-    """Something that changes when one of the tensors is replaced, moved or written to in a way that torch counts."""
-    # Tensors made in inference mode keep no version.
-    return tuple((id(t), t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors if t is not None)
-
-
-class CachedForm(nn.Module):
-    """Keeps the canonical form of a module, and drops it whenever what it was made from may have changed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._cached: tuple[Any, Evaluator] | None = None
-        self._moves = 0
-        self.register_load_state_dict_post_hook(_on_load)
-
-    def weights_moved(self) -> None:
-        """Forget everything that was derived from the weights; called after an optimizer's step."""
-        self._cached = None
-        self._moves += 1
-
-    def canonical(self) -> Canonical:
-        raise NotImplementedError(f"{type(self).__name__}.canonical")
-
-    def _depends_on(self) -> list[Tensor]:
-        return [*self.parameters(), *self.buffers()]
-
-    def _generation(self) -> int:
-        """Grows whenever weights may have moved without a trace in `fingerprint`."""
-        return self._moves
-
-    def wants_gradient(self, x: Tensor) -> bool:
-        """Whether a gradient could be asked for, of x or of anything that the form is made from."""
-        return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in self._depends_on()))
-
-    def evaluator(self, x: Tensor) -> Evaluator:
-        """The canonical form ready for tensors like x."""
-        key = (x.dtype, x.device, self._generation(), fingerprint(self._depends_on()))
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, Evaluator(self.canonical(), x.dtype, x.device))
-        return self._cached[1]
-
-    def train(self, mode: bool = True) -> CachedForm:
-        self._cached = None
-        super().train(mode)
-        return self
-
-    def _apply(self, fn: Any, recurse: bool = True) -> CachedForm:
-        self._cached = None
-        super()._apply(fn, recurse)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_cached": None}
-
-
-def _on_load(module: nn.Module, keys: Any) -> None:
-    if isinstance(module, CachedForm):
-        module.weights_moved()
-
-
-class Binarizer(nn.Module):
-    """The sign in front of a binary layer: x [N, C, ...] -> two values, by the method's rule.
-
-    shift: learn a shift b of every channel, sign(x + b) (RSign); by default where the method has it.
-    """
-
-    def __init__(self, method: Method, channels: int, shift: bool | None = None) -> None:
-        super().__init__()
-        self.method = method
-        self.channels = channels
-        self._names = register_state(self, method.activation_state(channels))
-        self.bias = nn.Parameter(torch.zeros(channels)) if (method.shifted if shift is None else shift) else None
-        if self.bias is not None and type(method).threshold is not Method.threshold:
-            raise UserError(f"method {method.name!r} has a threshold of its own; it cannot be combined with a learned shift")
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self._names}
-
-    def forward(self, x: Tensor, scalars: dict[str, float]) -> Tensor:
-        if self.bias is not None:
-            x = x + self.bias.view(-1, *([1] * (x.dim() - 2)))
-        return self.method.activation(x, self.state, scalars, self.training)
-
-    def threshold(self, x: Tensor) -> Threshold:
-        """Where the bit switches, for x as it comes in (the learned shift included)."""
-        if self.bias is None:
-            return self.method.threshold(x, self.state)
-        # x + b >= 0 is x >= -b, exactly.
-        return Threshold(-self.bias.detach().unsqueeze(0))
-
-    def extra_repr(self) -> str:
-        return f"{self.method.name}, {self.channels}" + (", shift" if self.bias is not None else "")
 
 
 class BinaryLayer(CachedForm):

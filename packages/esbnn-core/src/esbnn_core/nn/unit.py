@@ -10,8 +10,9 @@ import dataclasses
 
 from esbnn_core.errors import UserError
 from esbnn_core.functional import replicate
+from esbnn_core.nn.cached import CachedForm
 from esbnn_core.nn.canonical import Canonical
-from esbnn_core.nn.layers import BinaryLayer, BinaryLinear, CachedForm
+from esbnn_core.nn.layers import BinaryLayer, BinaryLinear
 from esbnn_core.nn.norm import ReplicatedBatchNorm2d
 
 import torch
