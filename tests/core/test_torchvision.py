@@ -66,6 +66,30 @@ def test_pooling_of_boxes_agrees_with_its_gradient(case: str) -> None:
     torch.testing.assert_close(grad, d["grad_in.x"], atol=GRADIENT_ATOL, rtol=0)
 
 
+def test_the_number_of_samples_is_decided_in_the_precision_of_the_boxes() -> None:
+    # (63 - 3) * 0.1 / 3 is 2 in float32, so two samples a bin; in float64 it is 2.0000000000000004, which would be three.
+    x = torch.randn(1, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    rois = torch.tensor([[0.0, 3, 3, 63, 63]])
+    adaptive = _torchvision_ops.roi_align(x, rois, 0.1, 3, 3, 0, True)
+    assert torch.equal(adaptive, _torchvision_ops.roi_align(x, rois, 0.1, 3, 3, 2, True))
+    double = _torchvision_ops.roi_align(x.double(), rois.double(), 0.1, 3, 3, 0, True)
+    assert torch.equal(double, _torchvision_ops.roi_align(x.double(), rois.double(), 0.1, 3, 3, 3, True))
+
+
+def test_roi_pool_rounds_the_largest_number_below_one_half_down() -> None:
+    below = torch.nextafter(torch.tensor(0.5), torch.tensor(0.0)).item()
+    x = torch.tensor([[[[1.0, 2.0, 4.0]]]])
+    y, where = _torchvision_ops.roi_pool(x, torch.tensor([[0, 0, 0, below, 0]]), 1.0, 1, 1)
+    assert (y.item(), where.item()) == (1.0, 0)
+
+
+def test_nms_keeps_double_boxes_double() -> None:
+    wider = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1 + 1e-9]], dtype=torch.float64)  # IoU 1 - 1e-9
+    scores = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    assert _torchvision_ops.nms(wider, scores, 1 - 5e-10).tolist() == [0, 1]
+    assert _torchvision_ops.nms(wider, scores, 1 - 2e-9).tolist() == [0]
+
+
 @pytest.mark.skipif(not _torchvision.active(), reason="torchvision's own operators are loaded here")
 def test_gradients_pass_through_torchvisions_own_functions() -> None:
     x = torch.randn(1, 2, 6, 5, dtype=torch.float64, requires_grad=True)

@@ -108,12 +108,13 @@ def find_command(recipe: Recipe) -> str | None:
     """A command that trains by this very recipe: the nearest shipped recipe and what differs from it. None where no command can say it."""
     recipe = build(public_recipe(recipe), "recipe")
     wanted = dict(_leaves(to_dict(recipe)))
-    best: tuple[int, str, dict[str, Any]] | None = None
+    best: tuple[tuple[int, int], str, dict[str, Any]] | None = None
     for name in shipped():
-        there = dict(_leaves(to_dict(load_recipe(name))))
+        other = load_recipe(name)
+        there = dict(_leaves(to_dict(other)))
         differing = {key: value for key, value in wanted.items() if there.get(key) != value}
         # Options that every command has weigh less than a network that is changed by hand.
-        weight = sum(1 if key in _OPTIONS else 10 for key in differing)
+        weight = (sum(1 if key in _OPTIONS else 10 for key in differing), abs(other.epochs - recipe.epochs))
         if best is None or weight < best[0]:
             best = (weight, name, differing)
     if best is None:

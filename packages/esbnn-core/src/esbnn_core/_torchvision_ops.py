@@ -72,10 +72,15 @@ def _missing(name: str) -> Callable[..., NoReturn]:
     return raise_missing
 
 
+def _wide(t: Tensor) -> Tensor:
+    """Boxes as the official CPU kernels compute with them: float64 stays, everything narrower is float32."""
+    return t.detach().cpu().to(torch.promote_types(t.dtype, torch.float32))
+
+
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float, block: int = 512) -> Tensor:
     """Indices of the boxes kept, by falling score. dets [n, 4] as x1, y1, x2, y2; suppressed where IoU > threshold."""
-    boxes = dets[scores.sort(descending=True, stable=True).indices].detach().cpu().float()
     order = scores.sort(descending=True, stable=True).indices
+    boxes = _wide(dets[order])
     n = boxes.shape[0]
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     dead = np.zeros(n, dtype=bool)
@@ -88,7 +93,7 @@ def nms(dets: Tensor, scores: Tensor, iou_threshold: float, block: int = 512) ->
         low = torch.maximum(boxes[rows, None, :2], boxes[None, start:, :2])
         high = torch.minimum(boxes[rows, None, 2:], boxes[None, start:, 2:])
         inter = (high - low).clamp_(min=0).prod(2)
-        # The official kernel divides in float32 and compares with the threshold as double.
+        # The official kernel divides in the boxes' precision and compares with the threshold as double.
         over = ((inter / (area[rows, None] + area[None, start:] - inter)).double() > iou_threshold).numpy()
         for i, row in enumerate(rows.tolist()):
             if not dead[row]:
@@ -97,33 +102,34 @@ def nms(dets: Tensor, scores: Tensor, iou_threshold: float, block: int = 512) ->
     return order[torch.tensor(kept, dtype=torch.long, device=order.device)]
 
 
-def _axis(start: float, size: float, bins: int, samples: int, length: int) -> Tensor:
-    """[bins, length]: how much each cell of one axis counts in each bin (mean over the bin's samples)."""
+def _axis(start: Tensor, size: Tensor, bins: int, samples: int, length: int) -> Tensor:
+    """[bins, length]: how much each cell of one axis counts in each bin (mean over the bin's samples).
+
+    start, size: scalars in the precision of the boxes. The number of samples and the cell that a sample falls into are decided in
+    that precision, as the official kernel does: in float64 a quotient of exactly 1 may become 1 + 2e-16, and one sample two.
+    """
     width = size / bins
-    n = samples if samples > 0 else max(int(np.ceil(width)), 0)
+    n = samples if samples > 0 else max(int(width.ceil()), 0)
     weights = torch.zeros(bins, length, dtype=torch.float64)
     if n == 0:
         return weights
-    at = start + (torch.arange(bins * n, dtype=torch.float64).view(bins, n) % n + 0.5) * (width / n)
-    at = at + torch.arange(bins, dtype=torch.float64).unsqueeze(1) * width
-    inside = (at >= -1) & (at <= length)
+    bin_start = start + torch.arange(bins, dtype=start.dtype).unsqueeze(1) * width
+    at = bin_start + (torch.arange(n, dtype=start.dtype) + 0.5) * width / n
+    share = ((at >= -1) & (at <= length)).double() / n
     at = at.clamp(min=0)
     low = at.floor().long()
-    last = low >= length - 1
+    part = torch.where(low >= length - 1, 0.0, (at - low).double())
     low = low.clamp(max=length - 1)
-    high = (low + 1).clamp(max=length - 1)
-    part = torch.where(last, 0.0, at - low)
-    share = inside / n
     weights.scatter_add_(1, low, (1 - part) * share)
-    weights.scatter_add_(1, high, part * share)
+    weights.scatter_add_(1, (low + 1).clamp(max=length - 1), part * share)
     return weights
 
 
 def _align_weights(roi: Tensor, scale: float, ph: int, pw: int, samples: int, aligned: bool, h: int, w: int) -> tuple[Tensor, Tensor]:
-    x1, y1, x2, y2 = (roi[1:].double() * scale - (0.5 if aligned else 0.0)).tolist()
+    x1, y1, x2, y2 = roi[1:] * scale - (0.5 if aligned else 0.0)
     width, height = x2 - x1, y2 - y1
     if not aligned:
-        width, height = max(width, 1.0), max(height, 1.0)
+        width, height = width.clamp(min=1), height.clamp(min=1)
     return _axis(y1, height, ph, samples, h), _axis(x1, width, pw, samples, w)
 
 
@@ -139,7 +145,7 @@ def roi_align(
     """[k, C, pooled_height, pooled_width] from input [N, C, H, W] and rois [k, 5] (batch index, x1, y1, x2, y2)."""
     h, w = input.shape[2:]
     out = input.new_zeros(rois.shape[0], input.shape[1], pooled_height, pooled_width)
-    for k, roi in enumerate(rois.detach().cpu()):
+    for k, roi in enumerate(_wide(rois)):
         wy, wx = _align_weights(roi, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned, h, w)
         rows, columns = _crop(wy), _crop(wx)
         wy, wx = wy[:, rows].to(input), wx[:, columns].to(input)
@@ -153,7 +159,7 @@ def roi_align_backward(
 ) -> Tensor:  # fmt: skip
     """The gradient to the map: [N, C, H, W]."""
     out = grad.new_zeros(batch_size, channels, height, width)
-    for k, roi in enumerate(rois.detach().cpu()):
+    for k, roi in enumerate(_wide(rois)):
         wy, wx = _align_weights(roi, spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned, height, width)
         rows, columns = _crop(wy), _crop(wx)
         wy, wx = wy[:, rows].to(grad), wx[:, columns].to(grad)
@@ -161,19 +167,19 @@ def roi_align_backward(
     return out
 
 
-def _pool_edges(start: int, size: int, bins: int, length: int) -> list[tuple[int, int]]:
-    width = np.float32(size) / np.float32(bins)
+def _pool_edges(start: int, size: int, bins: int, length: int, number: type[np.floating[Any]]) -> list[tuple[int, int]]:
+    width = number(size) / number(bins)
     edges = []
     for b in range(bins):
-        low = int(np.floor(np.float32(b) * width)) + start
-        high = int(np.ceil(np.float32(b + 1) * width)) + start
+        low = int(np.floor(number(b) * width)) + start
+        high = int(np.ceil(number(b + 1) * width)) + start
         edges.append((min(max(low, 0), length), min(max(high, 0), length)))
     return edges
 
 
-def _half_away(v: np.float32) -> int:
-    """C's roundf: halves away from zero."""
-    return int(np.copysign(np.floor(np.abs(v) + np.float32(0.5)), v))
+def _half_away(v: np.floating[Any]) -> int:
+    """C's round: halves away from zero. In float64, since 0.49999997 + 0.5 is 1 in float32."""
+    return int(np.copysign(np.floor(abs(float(v)) + 0.5), float(v)))
 
 
 def roi_pool(input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: int, pooled_width: int) -> tuple[Tensor, Tensor]:
@@ -181,10 +187,12 @@ def roi_pool(input: Tensor, rois: Tensor, spatial_scale: float, pooled_height: i
     h, w = input.shape[2:]
     out = input.new_zeros(rois.shape[0], input.shape[1], pooled_height, pooled_width)
     where = torch.full(out.shape, -1, dtype=torch.int32, device=input.device)
-    for k, roi in enumerate(rois.detach().cpu().float()):
-        x1, y1, x2, y2 = (_half_away(np.float32(v) * np.float32(spatial_scale)) for v in roi[1:].tolist())
-        rows = _pool_edges(y1, max(y2 - y1 + 1, 1), pooled_height, h)
-        columns = _pool_edges(x1, max(x2 - x1 + 1, 1), pooled_width, w)
+    boxes = _wide(rois).numpy()
+    number = boxes.dtype.type
+    for k, roi in enumerate(boxes):
+        x1, y1, x2, y2 = (_half_away(v * number(spatial_scale)) for v in roi[1:])
+        rows = _pool_edges(y1, max(y2 - y1 + 1, 1), pooled_height, h, number)
+        columns = _pool_edges(x1, max(x2 - x1 + 1, 1), pooled_width, w, number)
         for i, (top, bottom) in enumerate(rows):
             for j, (left, right) in enumerate(columns):
                 if top < bottom and left < right:

@@ -79,7 +79,7 @@ def run_bench(
     finally:
         if collecting:
             gc.enable()
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         case: {"median": statistics.median(values), "minimum": min(values), "times": [round(v, 7) for v in values]}
         for case, values in times.items()
     }
