@@ -10,6 +10,7 @@ them, every sentence about figures follows from them; only the table marked as t
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,7 @@ def _run(docs: Path, check: bool) -> int:
     for name, picture in pictures.items():
         write_file(docs / "images" / name, picture)
     write_file(target, text.encode())
-    print(f"{target}: {len(records)} records, {len(pictures)} pictures")
+    print(f"{os.path.relpath(target)}: {len(records)} records, {len(pictures)} pictures")
     return 0
 
 
@@ -120,8 +121,8 @@ def _comparison(compared: list[Series], files: Sequence[str], pictures: bool, ti
     first = compared[0].records[0]
     recipe = first["recipe"]
     name = f"{_method(recipe['model'])} {_arch(recipe['model'], recipe['model_args'])}"
-    slug = _slug(f"{name} {recipe['data']['path']} {recipe['epochs']} epochs")
-    images = {f"{slug}-{what}.png": what for what in ("accuracy", "loss", "flips", "capacity")}
+    slug = "demo" if title else _slug(f"{name} {recipe['data']['path']} {recipe['epochs']} epochs")
+    images = {f"{slug}-{what}.png": what for what in ("accuracy", "capacity", "loss", "flips")}
     lines = [f"## {title}{name} on {first['data']['title']}, {recipe['epochs']} epochs\n"]
     lines += [_what(compared, files), ""]
     lines += [_markdown([*table(compared), *_more_rows(compared)]), ""]
@@ -131,8 +132,12 @@ def _comparison(compared: list[Series], files: Sequence[str], pictures: bool, ti
         lines += [f"- {reading(compared[0], series)}" for series in compared[1:]]
     lines += [f"- {sentence}" for sentence in _caveats(compared)]
     lines += ["", "Commands:\n"]
+    if title:
+        lines.append("    python -m esbnn_cls.demo")
     for series in compared:
-        lines += [f"    {record['command'] or '(no command says this recipe: see the record)'}" for record in series.records]
+        seeds = [str(record["recipe"]["seed"]) for record in series.records[1:]]
+        more = f"  # and with --seed {', '.join(seeds)}" if seeds else ""
+        lines.append(f"    {series.records[0]['command'] or '(no command says this recipe: see the record)'}{more}")
     drawn: dict[str, bytes] = {}
     if pictures:
         columns = {"accuracy": "eval_top1", "loss": "train_loss", "flips": "flip_rate"}
@@ -288,7 +293,10 @@ def _arch(model: str, args: dict[str, Any] | None = None) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{60 * hours:.0f} minutes" if 1 / 60 <= hours < 1.5 else f"{hours:.1f} hours" if hours >= 1.5 else f"{3600 * hours:.0f} s"
+    """A time in the unit that suits it."""
+    if hours < 1 / 60:
+        return f"{3600 * hours:.0f} s"
+    return f"{hours:.1f} hours" if hours >= 1.5 else f"{60 * hours:.{0 if hours > 1 / 6 else 1}f} minutes"
 
 
 def _slug(text: str) -> str:

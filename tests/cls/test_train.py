@@ -17,7 +17,7 @@ from esbnn_cls.recipe_file import build, load_recipe
 from esbnn_cls.train import train
 from esbnn_core.checkpoint import load_json, load_tensors
 from esbnn_core.errors import RunError, UserError
-from esbnn_core.training import Progress
+from esbnn_core.training import Progress, binary_layers
 
 import pytest
 import torch
@@ -138,6 +138,9 @@ def test_a_first_stage_with_real_weights_and_a_second_from_it(tmp_path: Path, mo
     run(tmp_path / "two", init=str(tmp_path / "one/last"), epochs=1, optimizer={"lr": 0.0}, **model)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one if "running" not in name and "num_batches" not in name)
+    for name, mode in (("one", "real"), ("two", "binary")):
+        loaded, _ = load_classifier(tmp_path / name / "last")
+        assert {layer.weight_mode for _, layer in binary_layers(loaded)} == {mode}
     with pytest.raises(UserError, match="do not fit the model"):
         run(tmp_path / "three", init=str(tmp_path / "one/last"), model="resnet20_cifar_irnet")
 

@@ -13,6 +13,7 @@ import esbnn_cls.models  # noqa: F401  (registers our models with timm)
 from esbnn_cls.data.preprocess import Preprocess
 from esbnn_core.checkpoint import CONFIG, MODEL, load_model, save_model
 from esbnn_core.errors import EsbnnError, UserError
+from esbnn_core.training import binary_layers
 
 import timm
 import torch
@@ -56,6 +57,8 @@ def load_classifier(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str
         raise UserError(f"{where / CONFIG}: has no `arch` and `model_args`: not a checkpoint of this package")
     model = create(config["arch"], config["model_args"], where=str(where / CONFIG))
     fit(model, state, str(where / MODEL))
+    for _, layer in binary_layers(model):
+        layer.weight_mode = config.get("weight_mode", "binary")
     return model.eval(), config
 
 
