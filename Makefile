@@ -36,7 +36,7 @@ test: $(VENV)/.all ## the tests, without the slow ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.all ## the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 golden: $(VENV)/.all ## the golden vectors alone
 	$(BIN)/python -m pytest -n 2 -m golden
