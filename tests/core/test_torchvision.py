@@ -16,7 +16,9 @@ import pytest
 import torch
 import torchvision
 
-FILE = Path(__file__).parents[1] / "data" / "torchvision_ops.npz"
+SHIPPED = Path(__file__).parents[1] / "data" / "torchvision_ops.npz"
+NAMED = Path(os.environ.get("ESBNN_GOLDEN") or SHIPPED.parent) / "torchvision_ops.npz"
+FILE = NAMED if NAMED.is_file() else SHIPPED
 GRADIENT_ATOL = 6e-5  # the compiled kernel sums in another order; unit-normal maps
 
 
@@ -36,9 +38,10 @@ ABSENT = [c for c, d in CASES.items() if d["meta"]["method"] in ("ps_roi_align",
 
 def test_every_case_of_the_file_is_tested_below() -> None:
     nms = [c for c, d in CASES.items() if d["meta"]["method"] in ("nms", "batched_nms")]
-    assert len(nms) + len(ROI) + len(ABSENT) == len(CASES) == 17
+    assert len(nms) + len(ROI) + len(ABSENT) == len(CASES) > 0
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("case", [c for c, d in CASES.items() if d["meta"]["method"] in ("nms", "batched_nms")])
 def test_nms_keeps_the_same_boxes_in_the_same_order(case: str) -> None:
     d = CASES[case]
@@ -50,6 +53,7 @@ def test_nms_keeps_the_same_boxes_in_the_same_order(case: str) -> None:
     assert torch.equal(kept, d["out.keep"])
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("case", ROI)
 def test_pooling_of_boxes_agrees_with_its_gradient(case: str) -> None:
     d, m = CASES[case], CASES[case]["meta"]
