@@ -4,89 +4,152 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import warnings
-from collections.abc import Callable, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from esbnn_core.convert.layers import padding_of
+from esbnn_core.convert.survey import survey
 from esbnn_core.errors import UserError
+from esbnn_core.nn import BinaryLayer
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["Selection", "select_layers"]
+__all__ = ["Choice", "Selection", "grouped_lines", "select_layers"]
+
+Choice: TypeAlias = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Callable[[str, nn.Module], bool]
+"""Names, globs (`layer3.*`), compiled regular expressions (the whole name must match), a sequence of these, or a function."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """replaced: names of layers, in the order of running as far as it is known. kept: name -> reason, for the other layers."""
+    """replaced: names of layers, in the order of running as far as it is known. kept: name -> reason, for the other layers.
+
+    unsigned: those of `replaced` that are given no negative number (a ReLU in front), so that signs around 0 are all +1.
+    """
 
     replaced: tuple[str, ...]
-    kept: dict[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+    unsigned: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """A line for what is replaced, one for every reason to keep."""
-        lines = [f"{len(self.replaced)} layers become binary: {', '.join(self.replaced[:4])}{' ...' if len(self.replaced) > 4 else ''}"]
-        for reason in sorted(set(self.kept.values())):
-            names = [name for name, why in self.kept.items() if why == reason]
-            lines.append(f"{len(names)} stay as they are ({reason}): {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}")
-        return "\n".join(lines)
+        return "\n".join(grouped_lines(dict.fromkeys(self.replaced, "become binary")) + grouped_lines(self.kept, "stay as they are: "))
+
+
+def grouped_lines(reasons: Mapping[str, str], prefix: str = "") -> list[str]:
+    """A line a reason: how many layers, and the names of the first."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, reason in reasons.items():
+        groups[reason].append(name)
+    return [
+        f"{len(names)} {prefix}{reason} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" for reason, names in groups.items()
+    ]
 
 
 def select_layers(
     model: nn.Module,
-    include: str | Sequence[str] | Callable[[str, nn.Module], bool] | None = None,
-    exclude: str | Sequence[str] | Callable[[str, nn.Module], bool] | None = None,
+    include: Choice | None = None,
+    exclude: Choice | None = None,
     keep_first_last: bool = True,
-    example: Tensor | None = None,
+    example: Any = None,
 ) -> Selection:
-    """Choose the layers that `binarize` replaces.
+    """Choose the layers that `binarize` replaces; changes nothing.
 
-    Candidates are `nn.Conv2d` and `nn.Linear` themselves. Always kept: subclasses (their forward is their own, or their weight is read
-    without calling them, as in `nn.MultiheadAttention`), padding that is not zeros, padding `same` of even kernels. Kept unless
-    included by name: the first and the last layer (`keep_first_last`), and depthwise convolutions, whose sums of k*k signs can take
-    k*k + 1 values only.
+    Candidates are `nn.Conv2d` and `nn.Linear` themselves. Never taken: subclasses (their forward is their own), layers that the
+    network does not call (as `nn.MultiheadAttention` and torchvision's Swin read weights: a replacement would do nothing), layers with
+    hooks or with a weight that another module has too (they would be lost), padding that is not zeros, padding `same` of even kernels.
+    Left unless included by its exact name: the first and the last layers (`keep_first_last`), those that no layer comes before or
+    after, and depthwise convolutions, whose sums of k*k signs take k*k + 1 values only.
+
+    example: an input of the model, batch included (a tuple for several); needed where torch.fx cannot trace the model.
+    Raises `UserError` for a name or pattern that matches nothing, for a layer asked for by its exact name that cannot be taken, and
+    where nothing is left.
     """
-    layers: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    wanted, unwanted = _matcher(include, layers), _matcher(exclude, layers)
-    order, unsigned = _order(model, layers, example)
-    ends = {order[0], order[-1]} if order else set()
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | BinaryLayer)}
+    names = _all_names(model, layers)
+    everyone = [name for aliases in names.values() for name in aliases]
+    wanted = None if include is None else _Chooser(include, everyone)
+    unwanted = None if exclude is None else _Chooser(exclude, everyone)
+    use = survey(model, layers, example)
+    tied = _tied(model)
     kept: dict[str, str] = {}
     for name, layer in layers.items():
-        by_name = include is not None and wanted(name, layer)
-        reason = _impossible(layer)
-        if reason is not None and by_name and not callable(include):
-            raise UserError(f"layer {name!r} cannot be made binary: {reason}")
-        if reason is None and include is not None and not by_name:
-            reason = "not included"
-        if reason is None and exclude is not None and unwanted(name, layer):
-            reason = "excluded"
-        if reason is None and not by_name and keep_first_last and name in ends:
-            reason = "first or last layer"
-        if reason is None and not by_name and isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
-            reason = "depthwise"
-        if reason is not None:
-            kept[name] = reason
-    replaced = tuple(name for name in (*order, *(n for n in layers if n not in order)) if name not in kept)
+        if isinstance(layer, BinaryLayer):
+            continue
+        exact = wanted is not None and wanted.exactly(names[name])
+        never = _impossible(layer, model.get_submodule(name.rpartition(".")[0])) or use.idle.get(name) or _shares(name, layer, tied)
+        if wanted is not None and not wanted(names[name], layer):
+            kept[name] = "not included"
+        elif unwanted is not None and unwanted(names[name], layer):
+            kept[name] = "excluded"
+        elif never is not None:
+            if exact:
+                raise UserError(f"layer {name!r} cannot be made binary: {never}")
+            kept[name] = never
+        elif not exact and keep_first_last and name in use.ends:
+            kept[name] = "first or last layer"
+        elif not exact and isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
+            kept[name] = "depthwise"
+    replaced = tuple(n for n in dict.fromkeys((*use.order, *layers)) if n not in kept and not isinstance(layers[n], BinaryLayer))
     if not replaced:
         raise UserError(
-            f"nothing to binarize in {type(model).__name__}: "
-            + (Selection((), kept).describe().replace("\n", "; ") if layers else "no layers")
+            f"nothing to binarize in {type(model).__name__}: " + ("; ".join(grouped_lines(kept)) or "it has no nn.Conv2d or nn.Linear")
         )
-    constant = [name for name in replaced if name in unsigned]
-    if constant:
-        warnings.warn(
-            f"{len(constant)} layers see no negative input, so their signs are constant where the threshold is 0 ({', '.join(constant[:3])}...): "
-            f"use shift=True, a method with a threshold of its own, or an activation with both signs such as Hardtanh instead of ReLU",
-            stacklevel=3,
-        )
-    return Selection(replaced, kept)
+    return Selection(replaced, kept, tuple(name for name in replaced if name in use.unsigned))
 
 
-def _impossible(layer: nn.Module) -> str | None:
+class _Chooser:
+    """Tells whether a layer, under any of its names, is meant."""
+
+    def __init__(self, choice: Choice, everyone: Sequence[str]) -> None:
+        self._function = choice if callable(choice) else None
+        self._patterns: list[str | re.Pattern[str]] = []
+        if not callable(choice):
+            self._patterns = [choice] if isinstance(choice, str | re.Pattern) else list(choice)
+        for pattern in self._patterns:
+            if not isinstance(pattern, str | re.Pattern):
+                raise UserError(f"layers are chosen by names, globs, compiled regular expressions or a function, not by {pattern!r}")
+            if not any(_matches(pattern, name) for name in everyone):
+                text = pattern if isinstance(pattern, str) else pattern.pattern
+                close = difflib.get_close_matches(text, everyone, n=1, cutoff=0.3)
+                raise UserError(f"no layer's name matches {text!r}" + (f"; the nearest is {close[0]!r}" if close else ""))
+
+    def __call__(self, names: Iterable[str], layer: nn.Module) -> bool:
+        if self._function is not None:
+            return any(self._function(name, layer) for name in names)
+        return any(_matches(pattern, name) for name in names for pattern in self._patterns)
+
+    def exactly(self, names: Iterable[str]) -> bool:
+        """Whether the layer was written out, and not only caught by a pattern."""
+        return any(name in self._patterns for name in names)
+
+
+def _matches(pattern: str | re.Pattern[str], name: str) -> bool:
+    if isinstance(pattern, re.Pattern):
+        return pattern.fullmatch(name) is not None
+    return pattern == name or fnmatch.fnmatchcase(name, pattern)
+
+
+def _all_names(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """Every name of each layer, by its first: one module may stand in several places."""
+    first = {module: name for name, module in layers.items()}
+    names: dict[str, list[str]] = {name: [] for name in layers}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in first:
+            names[first[module]].append(name)
+    return names
+
+
+def _impossible(layer: nn.Module, parent: nn.Module) -> str | None:
     if type(layer) not in (nn.Conv2d, nn.Linear):
         return f"{type(layer).__name__} is a subclass with behaviour of its own"
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return "nn.TransformerEncoderLayer reads its weight without calling it, in evaluation"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return "it has hooks, which a replacement would lose"
     if isinstance(layer, nn.Conv2d):
         if layer.padding_mode != "zeros" and padding_of(layer) != (0, 0):
             return f"padding_mode={layer.padding_mode!r}"
@@ -95,49 +158,15 @@ def _impossible(layer: nn.Module) -> str | None:
     return None
 
 
-def _matcher(choice: Any, layers: dict[str, nn.Module]) -> Callable[[str, nn.Module], bool]:
-    if choice is None or callable(choice):
-        return choice or (lambda name, module: True)
-    patterns = [choice] if isinstance(choice, str) else list(choice)
-    for pattern in patterns:
-        if not fnmatch.filter(layers, pattern):
-            close = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.3)
-            raise UserError(f"no layer's name matches {pattern!r}" + (f"; the nearest is {close[0]!r}" if close else ""))
-    return lambda name, module: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def _tied(model: nn.Module) -> dict[int, list[str]]:
+    """Names of the modules that own each parameter, by the parameter's identity."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in {id(p) for p in module.parameters(recurse=False)}:
+            owners[parameter].append(name)
+    return owners
 
 
-def _order(model: nn.Module, layers: dict[str, nn.Module], example: Tensor | None) -> tuple[list[str], set[str]]:
-    """Names in the order of running, and those that saw no negative input; without an example, traced or declared order."""
-    if example is None:
-        return _traced_order(model, layers), set()
-    order: list[str] = []
-    unsigned: set[str] = set()
-
-    def hook(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if name not in order:
-                order.append(name)
-                if inputs and isinstance(inputs[0], Tensor) and bool((inputs[0] >= 0).all()):
-                    unsigned.add(name)
-
-        return note
-
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in layers.items()]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(example)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return order, unsigned
-
-
-def _traced_order(model: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
-    try:
-        graph = torch.fx.Tracer().trace(model)
-    except Exception:  # whatever a foreign forward does with a proxy
-        return list(layers)
-    order = [str(node.target) for node in graph.nodes if node.op == "call_module" and node.target in layers]
-    return order or list(layers)
+def _shares(name: str, layer: nn.Module, tied: Mapping[int, list[str]]) -> str | None:
+    others = [other for other in tied.get(id(layer.weight), []) if other != name]
+    return f"its weight is also that of {others[0]!r}" if others else None
