@@ -7,7 +7,11 @@ CORE := packages/esbnn-core/pyproject.toml packages/esbnn-cls/pyproject.toml
 ALL := $(CORE) packages/esbnn-det/pyproject.toml packages/esbnn-sr/pyproject.toml
 TOOLS := pytest pytest-xdist pytest-timeout hypothesis ruff mypy build hatchling types-PyYAML tensorboard
 
-.PHONY: help demo test test-slow golden lint format types bench results clean
+NATIVE := build/native/libesbnn.so
+# Tests use the native kernels where `make native` has built them.
+export ESBNN_LIBRARY ?= $(realpath $(NATIVE))
+
+.PHONY: help demo test test-slow native golden lint format types bench results clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +41,10 @@ test: $(VENV)/.all ## the tests, without the slow ones
 
 test-slow: $(VENV)/.all ## the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow
+
+native: ## build the packed kernels of esbnn-core into build/native (needs cmake and a C++17 compiler)
+	cmake -S packages/esbnn-core/csrc -B build/native -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/native --parallel 2
 
 golden: $(VENV)/.all ## the golden vectors alone
 	$(BIN)/python -m pytest -n 2 -m golden

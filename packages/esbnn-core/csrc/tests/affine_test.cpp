@@ -170,7 +170,7 @@ struct Layer {                                     // a plan with planes and mat
     Layer(const Problem& problem, const Plan& pl) : p(problem), plan(pl), planes(pl.workspace_bytes), matrices(pl.weight_bytes), scratch(scratch_bytes(pl)) {
         std::vector<std::uint64_t> words;
         weights_of(p, plan, words);
-        prepare_weights(plan, words.data(), matrices.p, 0, static_cast<std::size_t>(plan.units));
+        prepare_weights(plan, words.data(), matrices.p, 0, plan.units);
         init_planes(plan, planes.p);
     }
     void load(const BitMap& map) {
@@ -223,9 +223,14 @@ void check_float(Layer& l) {
         for (auto& f : v) f = real();
         return v;
     };
-    const auto p = values(), k = values(), threshold = values(), in = values(), pos = values(), neg = values(), shift = values();
-    std::vector<std::uint8_t> flip(static_cast<std::size_t>(channels));
+    const auto p = values(), q = values(), threshold = values(), in = values(), pos = values(), neg = values(), shift = values();
+    std::vector<float> k(16 * static_cast<std::size_t>(channels));
+    for (auto& f : k) f = real();
+    std::vector<std::uint8_t> flip(static_cast<std::size_t>(channels)), k_class(size);
     for (auto& f : flip) f = pick(0, 1);
+    for (auto& f : k_class) f = static_cast<std::uint8_t>(pick(0, 15));
+    std::vector<std::int32_t> sums(size * static_cast<std::size_t>(g.images * g.groups));
+    for (auto& f : sums) f = pick(-4608, 4608);
     std::vector<float> shortcut(total), y(total, -77.0f);
     for (auto& f : shortcut) f = real();
     Epilogue e;
@@ -238,6 +243,10 @@ void check_float(Layer& l) {
         if (pick(0, 1)) a->shift_out = shift.data();
     }
     if (pick(0, 1)) e.shortcut = shortcut.data();
+    const bool classes = pick(0, 3) == 0;
+    if (classes) e.k_class = k_class.data();
+    if (pick(0, 3) == 0) e.q = q.data(), e.window_sums = sums.data();
+    e.window_sums_g = static_cast<std::int64_t>(size), e.window_sums_n = e.window_sums_g * g.groups;
     e.shortcut_n = e.y_n = static_cast<std::int64_t>(channels * size);
     e.shortcut_c = e.y_c = static_cast<std::int64_t>(size);
     e.y = y.data();
@@ -254,7 +263,12 @@ void check_float(Layer& l) {
         for (int j = 0; j < channels; ++j)
             for (std::size_t i = 0; i < size; ++i, ++at) {
                 volatile float product = p[j] * static_cast<float>(l.p.dot[(static_cast<std::size_t>(n) * g.outputs + j % g.outputs) * size + i]);
-                float v = product + k[j];
+                float v = product;
+                if (e.q) {
+                    product = q[j] * static_cast<float>(sums[(static_cast<std::size_t>(n) * g.groups + j % g.outputs / (g.outputs / g.groups)) * size + i]);
+                    v = v + product;
+                }
+                v = v + (classes ? k[16 * static_cast<std::size_t>(j) + k_class[i]] : k[j]);
                 v = model(e.before, v, j);
                 if (e.shortcut) v = v + shortcut[at];
                 v = model(e.after, v, j);

@@ -27,6 +27,13 @@ ESBNN_INLINE __m512i affine_broadcast(__m512i data, const std::uint64_t* matrix)
     __asm__("vgf2p8affineqb $0, %2%{1to8%}, %1, %0" : "=v"(r) : "v"(data), "m"(*matrix));
     return r;
 }
+// Eight bytes to every qword. Inline assembly again: g++ likes to load them to a general register, and the broadcast from there takes
+// an execution port that the adders need.
+ESBNN_INLINE __m512i broadcast_bytes(const std::uint8_t* bytes) {
+    __m512i r;
+    __asm__("vpbroadcastq %1, %0" : "=v"(r) : "m"(*reinterpret_cast<const std::uint8_t(*)[8]>(bytes)));
+    return r;
+}
 ESBNN_INLINE __m512i affine_full(__m512i data, const std::uint64_t* matrix) {
     return _mm512_gf2p8affine_epi64_epi8(data, _mm512_load_si512(matrix), 0);
 }
@@ -65,9 +72,7 @@ struct GroupForm {
     const std::uint8_t* data[width];
     std::size_t plane;
     __attribute__((always_inline)) inline __m512i at(int p, int i) const {
-        long long bytes;
-        __builtin_memcpy(&bytes, data[i] + static_cast<std::size_t>(p) * plane, 8);
-        return _mm512_set1_epi64(bytes);
+        return broadcast_bytes(data[i] + static_cast<std::size_t>(p) * plane);
     }
     __attribute__((always_inline)) inline void affine(int p, const std::uint64_t* m, Words<width>& low, Words<width>& high) const {
         for (int i = 0; i < width; ++i) {

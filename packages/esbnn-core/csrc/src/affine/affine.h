@@ -95,7 +95,7 @@ int good_images(const Geometry& geometry);
 
 // Matrices of weights given as words [outputs][kernel_h*kernel_w][ceil(group_channels/64)], bit = (w >= 0), spare bits ignored.
 // They depend on channels, outputs, groups, kernel and plan.forms, not on the map: any plan equal in those may use them.
-void prepare_weights(const Plan& plan, const std::uint64_t* words, void* matrices, std::size_t unit_first, std::size_t unit_last);
+void prepare_weights(const Plan& plan, const std::uint64_t* words, void* matrices, int unit_first, int unit_last);
 
 // A map of `images` x `height` rows of `row_stride` positions that starts each image at a whole word (what pack_map, pack_words_map
 // and conv_float write), and the map that conv_bits writes. Set `words` to a buffer of bit_map_bytes(map, channels) bytes.
@@ -125,7 +125,10 @@ void pack_words_map(const std::uint64_t* words, int images, int groups, int grou
 void features(const Plan& plan, const BitMap& map, std::uint8_t* planes, int first, int last);
 
 // What follows the sums, per channel j = r*outputs + o of outputs*copies:
-//     y = P[j]*dot, rounded; y = y + K[j], rounded; before; y = y + shortcut; after; store; bit = (y >= threshold[j]) xor flip[j]
+//     y = P[j]*dot, rounded; y = y + Q[j]*S, each rounded; y = y + K[j]; before; y = y + shortcut; after; store;
+//     bit = (y >= threshold[j]) xor flip[j]
+// S are window sums of the activations alone: conv_dot of a layer with one filter of bits 1 a group. With `k_class`, K depends on
+// how much of a window lies inside the map: K[16*j + class of the position].
 struct Activation {
     enum Kind : int { none, clamp, slopes } kind = none;
     float lo = -1.0f, hi = 1.0f;                             // clamp
@@ -138,7 +141,11 @@ struct Activation {
 struct Epilogue {
     int copies = 1;
     const float* p = nullptr;                                // [J]
-    const float* k = nullptr;                                // [J]
+    const float* k = nullptr;                                // [J], or [J,16] with k_class
+    const std::uint8_t* k_class = nullptr;                   // [H'*W'], 0..15, or null
+    const float* q = nullptr;                                // [J] or null
+    const std::int32_t* window_sums = nullptr;               // [N,groups,H',W'], rows contiguous; strides in elements
+    std::int64_t window_sums_n = 0, window_sums_g = 0;
     Activation before, after;
     const float* shortcut = nullptr;                         // [N,J,H',W'], rows contiguous; strides in elements
     std::int64_t shortcut_n = 0, shortcut_c = 0;

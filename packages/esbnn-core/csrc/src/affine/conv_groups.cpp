@@ -21,11 +21,7 @@ __attribute__((noinline)) void sum(const Plan& plan, const std::uint8_t* group_p
         [&](int k) __attribute__((always_inline)) {
             Words<width> w;
             const std::uint8_t* table = plan.start[k];
-            for (int i = 0; i < width; ++i) {
-                long long bytes = 0;
-                if (table != nullptr) __builtin_memcpy(&bytes, table + q[i], 8);
-                w.v[i] = _mm512_set1_epi64(bytes);
-            }
+            for (int i = 0; i < width; ++i) w.v[i] = table != nullptr ? broadcast_bytes(table + q[i]) : _mm512_setzero_si512();
             return w;
         },
         out);

@@ -62,11 +62,18 @@ ESBNN_INLINE void planes_to_counts(const __m512i* planes, int count, int step, _
     }
 }
 
-// Counts of one unit: rows of real positions, one an output, `pitch` apart; stores overhang by up to 64 entries.
+// Real positions of one chunk, for `width` blocks of 8 outputs: counts[output][pitch]; 64 are written, garbage after the
+// real ones.
+void chunk_counts(const Plan& plan, const std::uint8_t* group_planes, const std::uint64_t* m, int width, int chunk, std::uint16_t* counts,
+                  std::size_t pitch);
+
+// Real positions of all groups, from group_real[0] on: counts[output of 64][count_pitch]. The finishing loops read up to a multiple
+// of 64, and stores overhang by seven.
 ESBNN_INLINE std::size_t count_pitch(const Plan& plan) {
-    return ((static_cast<std::size_t>(plan.real_positions) + 64 + 31) / 32) * 32 | 32;         // an odd number of cache lines
+    const std::size_t real = static_cast<std::size_t>(plan.real_positions - plan.group_real[0]);
+    return ((real + 64 + 31) / 32) * 32 | 32;                              // an odd number of cache lines
 }
-void unit_counts(const Plan& plan, const std::uint8_t* planes, const void* matrices, int unit, std::uint16_t* counts);
+void group_counts(const Plan& plan, const std::uint8_t* group_planes, const std::uint64_t* m, int blocks, std::uint16_t* counts);
 
 // The outputs of a unit: the first of them, and how many exist.
 struct UnitOutputs {

@@ -159,8 +159,8 @@ void choose_forms(Plan& p, const Positions& at, Forms wanted) {
     if (wanted == Forms::best) {
         // registers of results; a group costs a little more (its data are broadcast loads), an odd block or group alone much more
         const double chunks = static_cast<double>(all * (2 * (out_blocks / 2)) + 1.4 * all * (out_blocks % 2));
-        const double groups = 1.06 * static_cast<double>(wide * groups_after(0));
-        const double mixed = whole < 1 ? 1e30 : static_cast<double>(whole * out_blocks) + 1.06 * static_cast<double>(wide * groups_after(whole));
+        const double groups = 1.08 * static_cast<double>(wide * groups_after(0));
+        const double mixed = whole < 1 ? 1e30 : static_cast<double>(whole * out_blocks) + 1.08 * static_cast<double>(wide * groups_after(whole));
         wanted = Forms::chunks;
         if (groups < 0.97 * chunks) wanted = Forms::groups;
         if (mixed < 0.97 * chunks && mixed < groups) wanted = Forms::mixed;

@@ -5,9 +5,9 @@ namespace esbnn {
 namespace affine {
 namespace {
 
-// Table: [copy][block of 8 outputs, group by group][count plane] bytes with bit i of T for the block's channels, then a byte of flips.
-int blocks_of(const Plan& plan) { return (plan.group_outputs + 7) / 8; }
-std::size_t row_bytes(const Plan& plan) { return static_cast<std::size_t>(plan.count_planes) + 1; }
+// Table: [copy][group][count plane, then flips][block of 8 outputs, in eights]: bit i of a byte belongs to output i of the block.
+int blocks_of(const Plan& plan) { return (plan.group_outputs + 63) / 64 * 8; }
+std::size_t rows_of(const Plan& plan) { return static_cast<std::size_t>(plan.count_planes) + 1; }
 
 // lt = majority(not d, t, lt) from the lowest plane up.
 ESBNN_INLINE __m512i less_step(__m512i d, __m512i t, __m512i lt) { return _mm512_ternarylogic_epi64(d, t, lt, 0x8E); }
@@ -22,6 +22,10 @@ struct Target {
     const BitMap* out;
     int copies;
     const std::uint8_t* table;
+    int blocks;                                  // of a row of the table
+    const std::uint8_t* rows(int copy, int group) const {
+        return table + static_cast<std::size_t>(copy * plan->geo.groups + group) * rows_of(*plan) * static_cast<std::size_t>(blocks);
+    }
 };
 
 ESBNN_INLINE __mmask8 real_lanes(int left) { return left >= 8 ? 0xFF : static_cast<__mmask8>((1u << left) - 1); }
@@ -31,10 +35,10 @@ void chunk_bits(const Target& t, const __m512i* sums, int step, int chunk, int g
     const Plan& plan = *t.plan;
     const int left = plan.group_outputs - 8 * block;
     for (int r = 0; r < t.copies; ++r) {
-        const std::uint8_t* row = t.table + (static_cast<std::size_t>(r * plan.geo.groups + group) * blocks_of(plan) + block) * row_bytes(plan);
+        const std::uint8_t* row = t.rows(r, group) + block;
         __m512i lt = _mm512_setzero_si512();
-        for (int k = 0; k < plan.count_planes; ++k) lt = less_step(sums[k * step], _mm512_set1_epi8(static_cast<char>(row[k])), lt);
-        lt = _mm512_xor_si512(lt, _mm512_set1_epi8(static_cast<char>(row[plan.count_planes])));
+        for (int k = 0; k < plan.count_planes; ++k) lt = less_step(sums[k * step], _mm512_set1_epi8(static_cast<char>(row[k * t.blocks])), lt);
+        lt = _mm512_xor_si512(lt, _mm512_set1_epi8(static_cast<char>(row[plan.count_planes * t.blocks])));
         const std::int64_t channel = static_cast<std::int64_t>(r) * plan.geo.outputs + group * plan.group_outputs + 8 * block;
         store_lanes(*t.out, channel, chunk, real_lanes(left), transpose_bytes(transpose_bits(reverse_in_qwords(lt))));
     }
@@ -45,13 +49,13 @@ void group_bits(const Target& t, const __m512i* sums, int step, int q, int group
     const Plan& plan = *t.plan;
     const int blocks = (outputs + 7) / 8;
     for (int r = 0; r < t.copies; ++r) {
-        const std::uint8_t* row = t.table + (static_cast<std::size_t>(r * plan.geo.groups + group) * blocks_of(plan) + first_block) * row_bytes(plan);
-        alignas(64) std::uint8_t bytes[64] = {};
+        const std::uint8_t* row = t.rows(r, group) + first_block;
+        alignas(64) std::uint8_t bytes[64];
         __m512i lt = _mm512_setzero_si512(), spread = _mm512_setzero_si512();
         for (int k = 0; k <= plan.count_planes; ++k) {
-            // a byte of the table a block, over the eight positions of its qword
-            for (int b = 0; b < blocks; ++b) bytes[b] = row[static_cast<std::size_t>(b) * row_bytes(plan) + k];
-            spread = _mm512_permutexvar_epi8(_mm512_load_si512(kBlockBytes.at), _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
+            // eight bytes of the table, each over the eight positions of its qword
+            const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + k * t.blocks));
+            spread = _mm512_permutexvar_epi8(_mm512_load_si512(kBlockBytes.at), _mm512_castsi128_si512(eight));
             if (k < plan.count_planes) lt = less_step(sums[k * step], spread, lt);
         }
         lt = _mm512_xor_si512(lt, spread);
@@ -77,30 +81,30 @@ void group_bits(const Target& t, const __m512i* sums, int step, int q, int group
 }  // namespace
 
 std::size_t switch_bytes(const Plan& plan, int copies) {
-    return static_cast<std::size_t>(copies * plan.geo.groups) * static_cast<std::size_t>(blocks_of(plan)) * row_bytes(plan);
+    return static_cast<std::size_t>(copies * plan.geo.groups * blocks_of(plan)) * rows_of(plan);
 }
 
 void prepare_switch(const Plan& plan, int copies, const std::int32_t* least, const std::uint8_t* flip, std::uint8_t* table) {
+    const std::size_t blocks = static_cast<std::size_t>(blocks_of(plan)), planes = static_cast<std::size_t>(plan.count_planes);
+    for (std::size_t i = 0; i < switch_bytes(plan, copies); ++i) table[i] = 0;
     for (int r = 0; r < copies; ++r)
-        for (int group = 0; group < plan.geo.groups; ++group)
-            for (int b = 0; b < blocks_of(plan); ++b, table += row_bytes(plan)) {
-                for (std::size_t k = 0; k < row_bytes(plan); ++k) table[k] = 0;
-                for (int i = 0; i < 8 && 8 * b + i < plan.group_outputs; ++i) {
-                    const int j = r * plan.geo.outputs + group * plan.group_outputs + 8 * b + i;
-                    bool flipped = flip != nullptr && flip[j] != 0;
-                    // dot >= least  <=>  (count << shift) <= full - least  <=>  count < T
-                    const std::int64_t room = static_cast<std::int64_t>(plan.full) - least[j];
-                    std::int64_t t = room < 0 ? 0 : plan.odd ? room + 1 : room / 2 + 1;
-                    if (t >= std::int64_t{1} << plan.count_planes) t = 0, flipped = !flipped;      // always true
-                    for (int k = 0; k < plan.count_planes; ++k) table[k] = static_cast<std::uint8_t>(table[k] | (t >> k & 1) << i);
-                    table[plan.count_planes] = static_cast<std::uint8_t>(table[plan.count_planes] | static_cast<int>(flipped) << i);
-                }
+        for (int group = 0; group < plan.geo.groups; ++group, table += (planes + 1) * blocks)
+            for (int o = 0; o < plan.group_outputs; ++o) {
+                const int j = r * plan.geo.outputs + group * plan.group_outputs + o;
+                bool flipped = flip != nullptr && flip[j] != 0;
+                // dot >= least  <=>  (count << shift) <= full - least  <=>  count < T
+                const std::int64_t room = static_cast<std::int64_t>(plan.full) - least[j];
+                std::int64_t t = room < 0 ? 0 : plan.odd ? room + 1 : room / 2 + 1;
+                if (t >= std::int64_t{1} << planes) t = 0, flipped = !flipped;                          // always true
+                std::uint8_t* to = table + o / 8;
+                for (std::size_t k = 0; k < planes; ++k) to[k * blocks] = static_cast<std::uint8_t>(to[k * blocks] | (t >> k & 1) << (o % 8));
+                to[planes * blocks] = static_cast<std::uint8_t>(to[planes * blocks] | static_cast<int>(flipped) << (o % 8));
             }
 }
 
 void conv_bits(const Plan& plan, const std::uint8_t* planes, const void* matrices, int unit_first, int unit_last, void*, int copies,
                const std::uint8_t* table, const BitMap& out) {
-    const Target target{&plan, &out, copies, table};
+    const Target target{&plan, &out, copies, table, blocks_of(plan)};
     alignas(64) __m512i sums[2 * kMaxCountPlanes];
     for (int unit = unit_first; unit < unit_last; ++unit) {
         const UnitOutputs o = unit_outputs(plan, unit);

@@ -42,16 +42,16 @@ void fill_step(int kind, const std::uint64_t* items, std::uint64_t real, Step& o
 
 }  // namespace
 
-void prepare_weights(const Plan& plan, const std::uint64_t* words, void* matrices, std::size_t unit_first, std::size_t unit_last) {
+void prepare_weights(const Plan& plan, const std::uint64_t* words, void* matrices, int unit_first, int unit_last) {
     const int taps = plan.geo.kernel_h * plan.geo.kernel_w, count = plan.matrices;
     const std::size_t row = static_cast<std::size_t>((plan.group_channels + 63) / 64), out_row = row * static_cast<std::size_t>(taps);
-    for (std::size_t unit = unit_first; unit < unit_last; ++unit) {
-        const int group = static_cast<int>(unit) / plan.units_per_group;
-        const int first = static_cast<int>(unit) % plan.units_per_group * plan.unit_blocks * 8;
+    for (int unit = unit_first; unit < unit_last; ++unit) {
+        const int group = unit / plan.units_per_group;
+        const int first = unit % plan.units_per_group * plan.unit_blocks * 8;
         const int outputs = plan.group_outputs - first < plan.unit_blocks * 8 ? plan.group_outputs - first : plan.unit_blocks * 8;
         const int blocks = (outputs + 7) / 8;
         const std::uint64_t real = outputs == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << outputs) - 1;
-        char* const unit_base = static_cast<char*>(matrices) + unit * plan.unit_bytes;
+        char* const unit_base = static_cast<char*>(matrices) + static_cast<std::size_t>(unit) * plan.unit_bytes;
         char* const groups_base = unit_base + (plan.forms == Forms::mixed ? plan.unit_bytes / 2 : 0);
         if (plan.forms != Forms::groups) std::memset(unit_base, 0, plan.forms == Forms::mixed ? plan.unit_bytes / 2 : plan.unit_bytes);
         for (int s = 0; s < plan.steps; ++s) {

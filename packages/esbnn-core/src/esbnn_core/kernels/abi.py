@@ -105,7 +105,7 @@ def declare(library: ctypes.CDLL) -> None:
         "weights_bytes": (c_int32, [POINTER(ConvShape), c_char_p, pointer]),
         "prepare_weights": (c_int32, [POINTER(ConvShape), c_char_p, c_void_p, c_int64, c_void_p, c_int64]),
         "pack_sign": (c_int32, [POINTER(PackArgs)]),
-        "conv2d": (c_int32, [POINTER(ConvArgs)]),
+        "conv2d": (c_int32, [c_void_p]),  # a ConvArgs, or its bytes
     }
     for name, (result, arguments) in functions.items():
         function = getattr(library, f"esbnn_{name}")

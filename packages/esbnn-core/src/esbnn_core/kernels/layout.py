@@ -29,7 +29,8 @@ def pack_words(bits: Tensor) -> Tensor:
     channels = bits.shape[-1]
     padded = F.pad(bits, (0, -channels % 64)).unflatten(-1, (words_of(channels), 64))
     powers = torch.ones(64, dtype=torch.int64, device=bits.device) << torch.arange(64, device=bits.device)
-    return (padded.to(torch.int64) * powers).sum(-1)  # distinct bits: the sum cannot overflow, the sign is bit 63
+    words: Tensor = (padded.to(torch.int64) * powers).sum(-1)  # distinct bits: the sum cannot overflow, the sign is bit 63
+    return words
 
 
 def unpack_words(words: Tensor, channels: int) -> Tensor:
@@ -93,4 +94,5 @@ def prepared_bits(weight: Tensor, filters: int, per_group: int, kernel: tuple[in
     words = weight[at_words:at_sums].contiguous().view(torch.int64)
     words = words.view(groups, octets, kernel[0] * kernel[1], words_of(per_group), 8).permute(0, 1, 4, 2, 3)
     bits = unpack_words(words.flatten(1, 2)[:, : filters // groups], per_group)  # [G, O/G, taps, Cg]
-    return bits.flatten(0, 1).movedim(-1, 1).unflatten(2, kernel)
+    of_filters: Tensor = bits.flatten(0, 1).movedim(-1, 1).unflatten(2, kernel)
+    return of_filters

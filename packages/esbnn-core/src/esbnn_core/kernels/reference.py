@@ -88,7 +88,7 @@ def bconv2d_sums(
     of_groups: bool,
 ) -> Tensor:
     sums = _sums(x, weight, threshold, flip, channels, filters, kernel, stride, padding, dilation, groups, pad, of_groups)
-    return sums.to(torch.int32)
+    return sums.to(torch.int32, memory_format=torch.contiguous_format)
 
 
 def _per_channel(t: Tensor) -> Tensor:
@@ -163,7 +163,8 @@ def bconv2d(
         y = _activate(y, act, lo, hi, pos, neg, shift_in, shift_out)
     if shortcut is not None:
         y = y + shortcut
-    return y if act_first else _activate(y, act, lo, hi, pos, neg, shift_in, shift_out)
+    finished = y if act_first else _activate(y, act, lo, hi, pos, neg, shift_in, shift_out)
+    return finished.contiguous()
 
 
 def blinear(
