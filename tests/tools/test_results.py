@@ -244,4 +244,4 @@ def test_the_projects_page_is_what_its_records_give() -> None:
 
 def test_the_projects_records_hold_no_local_path() -> None:
     for file in (DOCS / "runs").glob("*.json"):
-        assert not re.search(r'"[^"]*(/home/|/work/|/tmp/|/root/|/Users/)', file.read_text()), file.name
+        assert not re.search(r'["\s=]/[\w.-]+/', file.read_text()), f"{file.name} names an absolute path"
