@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from esbnn_core.kernels import library, ops
+from esbnn_core.kernels import calls, library, ops
 
 import pytest
 import torch
@@ -74,3 +74,18 @@ def test_an_empty_batch_gives_an_empty_result(path: str) -> None:
     layer = Layer(1, 4, 4, 1, 8, 4, (3, 3), padding=(1, 1))
     out = ops.bconv2d_sums(layer.x[:0], layer.weight, layer.limit, None, *layer.window, False)
     assert out.shape == (0, 4, 4, 4)
+
+
+@pytest.mark.parametrize(("n", "made_for"), [(1, 64), (70, 1), (1003, 1003), (1003, 7)])
+def test_weights_made_for_one_batch_serve_every_other(path: str, n: int, made_for: int) -> None:
+    layer = Layer(n, 5, 5, 1, 128, 70, (3, 3), padding=(1, 1))
+    weight = calls.expand_weights(layer.bits, (made_for, 5, 5), padding=(1, 1))
+    assert torch.equal(ops.bconv2d_sums(layer.x, weight, layer.limit, None, *layer.window, False), layer.sums())
+
+
+@pytest.mark.parametrize("size", [(3, 3), (14, 14), (56, 56), (1, 100)])
+@pytest.mark.parametrize("made_for", [(3, 3), (14, 14), (56, 56)])
+def test_weights_made_for_one_size_of_map_serve_every_other(path: str, size: tuple[int, int], made_for: tuple[int, int]) -> None:
+    layer = Layer(1, *size, 1, 64, 64, (3, 3), padding=(1, 1), pad="skip")
+    weight = calls.expand_weights(layer.bits, (1, *made_for), padding=(1, 1))
+    assert torch.equal(ops.bconv2d_sums(layer.x, weight, layer.limit, None, *layer.window, False), layer.sums())

@@ -219,11 +219,17 @@ bool affine_takes(const ConvJob& job) {
     const Expansion& made = expansion_of(job);
     Geometry g;
     if (made.forms <= static_cast<int>(Forms::best) || made.forms > static_cast<int>(Forms::mixed) || !geometry_of(s, g)) return false;
-    g.images = affine::good_images(g);
-    const auto plan = plan_of(g, static_cast<Forms>(made.forms));
-    // A small map may have no whole chunk for the mixed form; then the matrices are not laid out for it.
-    return plan != nullptr && static_cast<int>(plan->forms) == made.forms && static_cast<std::int64_t>(plan->weight_bytes) == made.matrices &&
-           made.matrices <= job.weights.expansion_bytes - kHeader;
+    const std::int64_t images = affine::good_images(g);
+    for (const std::int64_t together : {images, s.n % images}) {
+        if (together == 0) continue;
+        g.images = static_cast<int>(together);
+        const auto plan = plan_of(g, static_cast<Forms>(made.forms));
+        // A small map may have no whole chunk for the mixed form; then the matrices are not laid out for it.
+        if (plan == nullptr || static_cast<int>(plan->forms) != made.forms || static_cast<std::int64_t>(plan->weight_bytes) != made.matrices ||
+            made.matrices > job.weights.expansion_bytes - kHeader)
+            return false;
+    }
+    return true;
 }
 
 void affine_conv(const ConvJob& job, const Kernels& kernels) {
@@ -245,7 +251,7 @@ void affine_conv(const ConvJob& job, const Kernels& kernels) {
     for (std::int64_t image = 0; image < s.n; image += images) {
         g.images = static_cast<int>(std::min(images, s.n - image));
         const auto plan = plan_of(g, forms);
-        if (plan == nullptr || plan->forms != forms) throw std::bad_alloc();
+        if (plan == nullptr) throw std::bad_alloc();         // it was there for affine_takes
         Steps t{};
         t.job = &job;
         t.plan = plan.get();

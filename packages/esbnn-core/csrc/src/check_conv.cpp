@@ -1,9 +1,11 @@
 // The checks of a convolution's arguments.
+#include <algorithm>
 #include <cinttypes>
 
 #include "conv.h"
 #include "error.h"
 #include "pack.h"
+#include "pool.h"
 
 namespace esbnn {
 namespace {
@@ -62,7 +64,7 @@ ConvJob check_conv(const esbnn_conv_args& args) {
     job.args = &args;
     const Shape& s = job.shape;
     if (args.threads < 1) fail(ESBNN_E_ARGUMENT, "threads is %" PRId64 ", wanted 1 or more", args.threads);
-    job.threads = args.threads;
+    job.threads = std::min<std::int64_t>(args.threads, kMaxThreads);
     if (args.words != nullptr || args.word_count != 0) {
         vector("words", args.words, args.word_count, s.word_count, false);
         job.words = args.words;
