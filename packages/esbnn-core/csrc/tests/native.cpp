@@ -232,7 +232,8 @@ void bad_arguments(Random& r, int rounds) {
         args.epilogue.copies = c.copies;
         args.epilogue.p = c.p.data(), args.epilogue.p_count = c.j;
         args.epilogue.k = c.k.data(), args.epilogue.k_count = c.j, args.epilogue.k_kind = ESBNN_K_CHANNEL;
-        args.threads = 2;
+        // One thread: a changed stride may make outputs overlap, and two threads would then race for the same garbage.
+        args.threads = 1;
         // A size, count, stride or kind; pointers stay.
         std::int64_t* const fields[] = {
             &args.shape.n, &args.shape.h, &args.shape.w, &args.shape.groups, &args.shape.channels, &args.shape.filters, &args.shape.kernel_h,
